@@ -1,0 +1,57 @@
+# Two commands matter: `make run` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: help setup run test check fix unit integration contract e2e demo bench chaos lock clean
+
+help: ## show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml requirements/install.sh requirements/cpu.txt requirements/gpu.txt requirements/model.txt
+	@requirements/install.sh
+
+setup: $(INSTALLED) ## create .venv and install the locked stack (GPU where nvidia-smi answers)
+
+run: setup ## start engine, server and trainer; Ctrl-C stops all three
+	@$(PY) -m plaudit_server up
+
+test: check unit integration contract e2e ## everything CI runs
+
+check: setup ## format, lint, types, layers
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+fix: setup ## format and mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+unit: setup ## pure functions, seconds
+	$(PY) -m pytest tests/unit
+
+integration: setup ## SQLite, ASGI, files
+	$(PY) -m pytest tests/integration
+
+contract: setup ## light import, OpenAPI drift, documented settings, containers
+	$(PY) -m pytest tests/contract
+
+e2e: setup ## real vLLM, real model, real processes
+	$(PY) -m pytest tests/e2e -m "e2e and not slow"
+
+demo: setup ## simulated users with stated tastes; the trainer learns them; about 20 minutes a taste on 2 cores
+	$(PY) -m benchmarks.demo
+
+chaos: setup ## kill -9 of server, engine or trainer at 20 random moments
+	PLAUDIT_CHAOS_KILLS=20 $(PY) -m pytest tests/e2e/test_chaos.py -m chaos -s
+
+bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
+	$(PY) -m benchmarks.swap_proof
+
+lock: setup ## compile requirements/*.in to locks with hashes (needs uv)
+	requirements/lock.sh
+
+clean: ## remove .venv and caches; data/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -1,0 +1,108 @@
+"""What every command shares: the client it speaks through, how it prints, how it ends."""
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import httpx
+    from pydantic import BaseModel
+
+    from plaudit import Plaudit, PlauditError
+    from plaudit._retry import Clock
+
+REFUSED, USAGE, UNREACHABLE = 1, 2, 3
+"""Exit codes: the server refused or failed, the command was wrong, nobody answered."""
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One invocation. `transport` and `clock` replace the network and time in tests."""
+
+    url: str | None = None
+    key: str | None = None
+    as_json: bool = False
+    transport: "httpx.BaseTransport | None" = None
+    clock: "Clock | None" = None
+
+    def client(self) -> "Plaudit":
+        """A client of the server that the options name."""
+        from plaudit import Plaudit
+
+        # A person waits: two tries more, then say so.
+        return Plaudit(self.url, self.key, max_retries=2, transport=self.transport, clock=self.clock)
+
+
+def session_of(ctx: typer.Context, as_json: bool = False) -> Session:
+    """This invocation's session; `--json` counts before the command and behind it."""
+    session: Session = ctx.find_root().obj
+    return replace(session, as_json=session.as_json or as_json)
+
+
+def exit_code(error: "PlauditError") -> int:
+    """The exit code that tells scripts what kind of failure it was."""
+    from plaudit import APIConnectionError, ConfigurationError, InvalidRequestError
+
+    if isinstance(error, APIConnectionError):
+        return UNREACHABLE
+    return USAGE if isinstance(error, ConfigurationError | InvalidRequestError) else REFUSED
+
+
+def one_line(error: "PlauditError") -> str:
+    """The error as a line for the terminal, with what one would ask the server's log for."""
+    request_id = getattr(error, "request_id", None)
+    text = " ".join(printable(error.message).split())
+    return f"{text} [request {request_id}]" if request_id else text
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"plaudit: {text}", err=True)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: what a model or a user wrote must not steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf"))
+
+
+def print_json(value: "BaseModel | Sequence[BaseModel]") -> None:
+    """A model as one JSON object; several as an array."""
+    if isinstance(value, Sequence):
+        typer.echo("[" + ",\n ".join(item.model_dump_json() for item in value) + "]")
+    else:
+        typer.echo(value.model_dump_json(indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """A table, or a sentence where there is nothing to show."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    if not table.row_count:
+        typer.echo(empty)
+        return
+    # Into a pipe or a file nothing is cut to a terminal's width.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Name and value, a line each; empty values are left out."""
+    shown = [(name, printable(value)) for name, value in facts if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number for people."""
+    return "" if value is None else f"{value:.{digits}g}"

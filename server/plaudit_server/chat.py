@@ -1,0 +1,87 @@
+"""One chat that was asked: by whom, of whom, and what its answers will be called."""
+
+import time
+from dataclasses import dataclass, field
+
+from plaudit.wire.base import JsonObject
+from plaudit.wire.chat import ChatRequest
+from plaudit_server.domain.ids import choice_id, new_completion_id
+from plaudit_server.domain.moments import now_ms
+from plaudit_server.domain.traffic import Route
+
+_SAMPLING_EXTRAS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "length_penalty",
+)
+_CONSTRAINTS = ("logit_bias", "response_format", "structured_outputs", "bad_words", "allowed_token_ids", "tools")
+
+
+@dataclass(slots=True)
+class Chat:
+    """What is known of a chat before the engine is asked. Times: `started` by the monotonic clock, in seconds."""
+
+    request: ChatRequest
+    route: Route
+    fingerprint: str
+    request_id: str
+    key_id: str
+    end_user: str
+    consent: bool
+    started: float
+    id: str = field(default_factory=new_completion_id)
+    created_at_ms: int = field(default_factory=now_ms)
+    overhead_s: float = 0.0
+
+    @property
+    def stored(self) -> bool:
+        """Whether the answer may be kept at all."""
+        return self.request.store is not False
+
+    @property
+    def response_ids(self) -> list[str]:
+        """The ids that its choices will have."""
+        return [choice_id(self.id, index) for index in range(self.request.n or 1)]
+
+    def ask(self) -> JsonObject:
+        """The body for the engine. Stops the clock on what this server cost."""
+        self.overhead_s = time.monotonic() - self.started
+        return self.request.engine_fields()
+
+    def headers(self) -> dict[str, str]:
+        """What every answer says of its making."""
+        return {
+            "x-model-version": self.route.version,
+            "x-rollout-arm": self.route.arm,
+            "x-overhead-ms": f"{self.overhead_s * 1000:.2f}",
+        }
+
+    def branded(self, answer: JsonObject) -> JsonObject:
+        """An answer or chunk of the engine under our id, version and fingerprint."""
+        return answer | {
+            "id": self.id,
+            "created": self.created_at_ms // 1000,
+            "model": f"policy@{self.route.version}",
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def sampling(self) -> JsonObject:
+        """How the tokens were drawn, as it is kept: numbers only, since other fields can hold a person's words.
+
+        `constrained` marks answers that were drawn under a rule which a plain forward pass does not know.
+        """
+        asked = self.request
+        extra = asked.model_extra or {}
+        sampling: JsonObject = {
+            "temperature": 1.0 if asked.temperature is None else asked.temperature,
+            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "max_tokens": asked.max_completion_tokens or asked.max_tokens,
+            "seed": asked.seed,
+        }
+        numbers = {name: extra[name] for name in _SAMPLING_EXTRAS if isinstance(extra.get(name), int | float)}
+        constrained: JsonObject = {"constrained": True} if any(extra.get(name) for name in _CONSTRAINTS) else {}
+        return sampling | numbers | constrained

@@ -1,0 +1,1 @@
+"""Rules of the service as pure functions and values: no I/O, no framework."""

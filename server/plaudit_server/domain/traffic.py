@@ -1,0 +1,73 @@
+"""Which version answers a chat, and as which arm of a rollout."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plaudit.wire.versions import VersionState
+from plaudit_server.domain.records import Arm
+from plaudit_server.errors import NotFound
+
+_ALIASES = ("stable", "canary", "previous")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who answers. `pinned` answers are left out of a rollout's statistics: their users chose for themselves."""
+
+    version: str
+    arm: Arm
+
+
+def resolve(
+    model: str,
+    *,
+    aliases: Mapping[str, str],
+    states: Mapping[str, VersionState],
+    subject: str | None = None,
+    canary_share: float = 0.0,
+) -> Route:
+    """Find the version that a chat's `model` asks for.
+
+    Args:
+        model: `policy`, `policy@v42`, `policy@base`, `policy@stable`, `policy@canary` or `policy@previous`.
+        aliases: where each alias points now; `stable` is always there.
+        states: the state of every version that could be named.
+        subject: hash of whom to assign stickily; None is always served by `stable`.
+        canary_share: share of subjects, 0 to 1, that plain `policy` serves by the canary.
+
+    Raises:
+        NotFound: there is no such model, alias or version, or it is not ready.
+    """
+    name, _, wanted = model.partition("@")
+    if name != "policy" or (model != name and not wanted):
+        raise NotFound(f"There is no model {model!r}. Try policy, policy@base or policy@v1.", code="model_not_found")
+    if wanted:
+        return Route(_ready(_target(wanted, aliases), states), "pinned")
+    canary = aliases.get("canary")
+    if canary and subject and states.get(canary) == "ready" and in_share(canary, subject, canary_share):
+        return Route(canary, "canary")
+    return Route(_ready(_target("stable", aliases), states), "stable")
+
+
+def in_share(rollout: str, subject: str, share: float) -> bool:
+    """Whether a subject falls into a rollout's share; the same answer every time, and independent between rollouts."""
+    digest = hashlib.sha256(f"{rollout}\x00{subject}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _target(wanted: str, aliases: Mapping[str, str]) -> str:
+    if wanted not in _ALIASES:
+        return wanted
+    if wanted not in aliases:
+        raise NotFound(f"No version is {wanted} now.", code="model_not_found", param="model")
+    return aliases[wanted]
+
+
+def _ready(version: str, states: Mapping[str, VersionState]) -> str:
+    state = states.get(version)
+    if state is None:
+        raise NotFound(f"There is no version {version}.", code="model_not_found", param="model")
+    if state != "ready":
+        raise NotFound(f"Version {version} is {state} and cannot answer.", code="model_not_ready", param="model")
+    return version

@@ -1,0 +1,152 @@
+"""The engine as the rest of the server sees it.
+
+An engine is one or more replicas that hold the base model and any number of adapters. Adapters are known by
+their version name, are immutable, and are loaded and proven on *every* replica before a request may name them.
+Nothing here assumes that replicas are local.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from plaudit.wire.base import JsonObject
+from plaudit.wire.chat import SamplingParams
+from plaudit.wire.ops import ReplicaHealth
+from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
+from plaudit.wire.versions import ProofReport
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """A version's adapter: what the engine needs to load it and to prove it.
+
+    Args:
+        name: the version's name, `v42`.
+        parent: the version that its probe compares with, `v41` or `base`.
+        location: the version's folder (manifest.json, probe.json, adapter/).
+        manifest_sha256: SHA-256 of manifest.json's bytes.
+    """
+
+    name: str
+    parent: str
+    location: str
+    manifest_sha256: str
+
+
+@dataclass(slots=True)
+class ChoiceTrace:
+    """What one choice was, exactly: the ids drawn and their log-probabilities (nats) when drawn.
+
+    `logprobs` has one entry for each of `response_ids`, or is None where the engine did not give every one of them:
+    a missing value is never invented.
+    """
+
+    index: int
+    response_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = field(default_factory=list)
+    text: str = ""
+    tool_calls: list[Any] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class ChatTrace:
+    """What a chat request was, exactly; filled while its answer passes through."""
+
+    prompt_ids: list[int] | None = None
+    choices: dict[int, ChoiceTrace] = field(default_factory=dict)
+    usage: JsonObject | None = None
+    first_token_at: float | None = None  # time.monotonic()
+
+
+class ChatStream(Protocol):
+    """A streamed answer. Iterate to get OpenAI chunks; closing it aborts generation in the engine."""
+
+    trace: ChatTrace
+
+    def __aiter__(self) -> AsyncIterator[JsonObject]:
+        """Chunks as the caller asked for them: what we asked the engine for in addition is taken out."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop generation."""
+        ...
+
+
+class Engine(Protocol):
+    """What a policy is served by. Errors are `plaudit_server.errors.EngineError`s."""
+
+    is_fake: bool
+
+    async def start(self) -> None:
+        """Begin to bring the engine up; returns at once. `health` tells when it is ready."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything that was started, and wait for it."""
+        ...
+
+    def health(self) -> list[ReplicaHealth]:
+        """One entry a replica."""
+        ...
+
+    def is_ready(self, version: str = "base") -> bool:
+        """Whether a chat on `version` would be answered: some replica is ready and has it proven."""
+        ...
+
+    async def chat(self, body: JsonObject, *, version: str, request_id: str) -> tuple[JsonObject, ChatTrace]:
+        """One whole chat completion.
+
+        Args:
+            body: OpenAI's request without `model`.
+            version: `base` or a proven version.
+            request_id: ours; becomes part of the engine's, so that logs can be joined.
+
+        Returns:
+            The engine's answer, less what only we asked for; and its trace.
+
+        Raises:
+            EngineUnavailable: no ready replica has the version.
+            EngineRefused: the engine answered 4xx.
+        """
+        ...
+
+    async def chat_stream(self, body: JsonObject, *, version: str, request_id: str) -> ChatStream:
+        """As `chat`, streamed. Returns once the engine has accepted the request."""
+        ...
+
+    async def generate(
+        self, prompts: Sequence[GeneratePrompt], *, version: str, n: int, sampling: SamplingParams
+    ) -> list[GeneratedAnswer]:
+        """Draw answers for the trainer, at lower priority than chats. A prompt the engine refuses is left out."""
+        ...
+
+    async def score(self, sequences: Sequence[TokenSequence], *, version: str) -> list[list[float]]:
+        """Log-probability (nats) of each response token under `version`, from any ready replica."""
+        ...
+
+    async def install(self, adapter: AdapterRef) -> ProofReport:
+        """Check the artefact, load it on every replica, and prove it there.
+
+        Idempotent. A version that fails is unloaded again and can never be named. After a replica's restart the
+        engine installs what was installed before, by itself, before the replica is ready again.
+
+        Returns:
+            The proof; `passed` is False with the reason where anything did not hold. Never raises for a bad artefact.
+
+        Raises:
+            EngineUnavailable: no replica is up; try again later.
+        """
+        ...
+
+    async def retire(self, version: str) -> None:
+        """Unload a version once no request uses it. Unknown versions are ignored."""
+        ...
+
+    def resident(self) -> set[str]:
+        """Versions proven on every ready replica; always contains `base` when ready."""
+        ...
+
+    async def base_fingerprint(self) -> str:
+        """Identity of the base model, as manifests carry it (`plaudit.wire.fingerprint`)."""
+        ...

@@ -1,0 +1,336 @@
+"""HTTP client of one vLLM server, over a Unix socket or a URL. Knows vLLM's endpoints; knows no versions."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import orjson
+
+from plaudit.wire.base import JsonObject
+from plaudit.wire.chat import SamplingParams
+from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
+from plaudit_server.engine.base import ChatTrace
+from plaudit_server.engine.trace import SseParser, Tracer, is_logprob, read_json
+from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
+
+TRAINER_PRIORITY = 10
+"""vLLM serves lower numbers first; chats have 0."""
+
+PROBE_PRIORITY = 5
+
+_CONCURRENT_ROLLOUTS = 64
+_CONCURRENT_SCORES = 4
+_SCORES_A_REQUEST = 8
+_CALL_TIMEOUT = httpx.Timeout(60, connect=5)
+_WORK_TIMEOUT = httpx.Timeout(None, connect=5)
+
+
+class ReplicaClient:
+    """Speaks to one vLLM server.
+
+    Every call raises `EngineUnavailable` where the server cannot be reached, `EngineRefused` for its 4xx and
+    `EngineError` for its 5xx.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket: Path | None = None,
+        url: str = "http://engine",
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        # vLLM closes idle connections after 5 s; ours must go first, or a request is lost on a closing one.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2)
+        transport = transport or httpx.AsyncHTTPTransport(uds=str(socket) if socket else None, limits=limits)
+        self._http = httpx.AsyncClient(transport=transport, base_url=url, timeout=_CALL_TIMEOUT, trust_env=False)
+        self._rollouts = asyncio.Semaphore(_CONCURRENT_ROLLOUTS)
+        self._scores = asyncio.Semaphore(_CONCURRENT_SCORES)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def healthy(self, *, timeout_s: float = 5) -> bool:
+        """Whether the server answers and its engine core lives."""
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            return (await self._http.get("/health", timeout=timeout_s)).is_success
+        return False
+
+    async def models(self) -> set[str]:
+        """Names that a request may ask for: the base's and those of loaded adapters."""
+        listing = await self._call("GET", "/v1/models")
+        return {card["id"] for card in listing["data"]}
+
+    async def load_adapter(self, lora_name: str, folder: Path) -> None:
+        """Load an adapter under a name never used before on this server."""
+        await self._call("POST", "/v1/load_lora_adapter", {"lora_name": lora_name, "lora_path": str(folder)})
+
+    async def unload_adapter(self, lora_name: str) -> None:
+        """Take a name away. vLLM's workers keep the tensors until `call_workers('remove_lora', id)`."""
+        await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": lora_name})
+
+    async def call_workers(self, method: str, *args: Any, timeout_s: float = 60) -> list[Any]:
+        """Run a method of the worker extension in every worker; one result each."""
+        body = {"method": method, "args": list(args), "timeout": timeout_s}
+        answer = await self._call("POST", "/collective_rpc", body, timeout=httpx.Timeout(timeout_s + 5, connect=5))
+        results = answer.get("results")
+        return results if isinstance(results, list) else []
+
+    async def chat(
+        self, body: JsonObject, *, model: str, version: str, request_id: str
+    ) -> tuple[JsonObject, ChatTrace]:
+        """One whole chat completion; see `Engine.chat`."""
+        tracer = Tracer(body, version=version)
+        request = tracer.request(model, stream=False)
+        answer = await self._call("POST", "/v1/chat/completions", request, timeout=_WORK_TIMEOUT, request_id=request_id)
+        return tracer.whole(answer), tracer.trace
+
+    async def chat_stream(
+        self, body: JsonObject, *, model: str, version: str, request_id: str, on_close: Callable[[], None]
+    ) -> "ReplicaStream":
+        """A chat completion, streamed. Returns once the server has accepted it; `on_close` is called once after it."""
+        tracer = Tracer(body, version=version)
+        request = self._request("/v1/chat/completions", tracer.request(model, stream=True), request_id)
+        try:
+            response = await self._http.send(request, stream=True)
+        except (httpx.HTTPError, OSError) as error:
+            raise _unreachable(error) from error
+        if not response.is_success:
+            with contextlib.suppress(httpx.HTTPError):
+                await response.aread()
+            await response.aclose()
+            raise _refusal(response)
+        return ReplicaStream(response, tracer, on_close)
+
+    async def generate(
+        self, prompts: Sequence[GeneratePrompt], *, model: str, n: int, sampling: SamplingParams
+    ) -> list[GeneratedAnswer]:
+        """Draw `n` answers to each prompt, in the prompts' order. A prompt that the server refuses is left out."""
+        tasks: list[asyncio.Task[list[GeneratedAnswer]]] = []
+        async with _unwrapped(), asyncio.TaskGroup() as group:
+            for index, prompt in enumerate(prompts):
+                tasks.append(group.create_task(self._draw(index, prompt, model, n, sampling)))
+        return list(itertools.chain.from_iterable(task.result() for task in tasks))
+
+    async def _draw(
+        self, index: int, prompt: GeneratePrompt, model: str, n: int, sampling: SamplingParams
+    ) -> list[GeneratedAnswer]:
+        body = _sampling_body(sampling) | {
+            "model": model,
+            "n": n,
+            "priority": TRAINER_PRIORITY,
+            "return_token_ids": True,
+        }
+        async with self._rollouts:
+            try:
+                if prompt.prompt_ids is not None:
+                    body |= {"prompt": prompt.prompt_ids, "logprobs": 0}
+                    body.setdefault("max_tokens", None)
+                    answer = await self._call("POST", "/v1/completions", body, timeout=_WORK_TIMEOUT)
+                else:
+                    body |= {"messages": prompt.messages, "logprobs": True}
+                    answer = await self._call("POST", "/v1/chat/completions", body, timeout=_WORK_TIMEOUT)
+            except EngineRefused:
+                return []
+        return [drawn for choice in answer["choices"] if (drawn := _drawn(index, answer, choice)) is not None]
+
+    async def score(self, sequences: Sequence[TokenSequence], *, model: str, priority: int) -> list[list[float]]:
+        """Log-probability (nats) of each response token given what stands before it, at temperature 1.
+
+        Raises:
+            EngineError: the server left a log-probability out.
+        """
+        parts = [sequences[i : i + _SCORES_A_REQUEST] for i in range(0, len(sequences), _SCORES_A_REQUEST)]
+        tasks: list[asyncio.Task[list[list[float]]]] = []
+        async with _unwrapped(), asyncio.TaskGroup() as group:
+            for part in parts:
+                tasks.append(group.create_task(self._score_part(part, model, priority)))
+        return list(itertools.chain.from_iterable(task.result() for task in tasks))
+
+    async def _score_part(self, sequences: Sequence[TokenSequence], model: str, priority: int) -> list[list[float]]:
+        # `prompt_logprobs: 0` gives each prompt token's own log-probability and no alternatives; vLLM insists on
+        # drawing one token after it, which costs one decoding step and is thrown away.
+        body = {
+            "model": model,
+            "prompt": [[*s.prompt_ids, *s.response_ids] for s in sequences],
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+            "priority": priority,
+        }
+        async with self._scores:
+            answer = await self._call("POST", "/v1/completions", body, timeout=_WORK_TIMEOUT)
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != len(sequences):
+            raise EngineError(f"the engine scored {len(choices)} of {len(sequences)} sequences")
+        return [_response_logprobs(s, choice) for s, choice in zip(sequences, choices, strict=True)]
+
+    def _request(self, path: str, body: JsonObject | dict[str, Any], request_id: str | None) -> httpx.Request:
+        headers = {"Content-Type": "application/json"}
+        if request_id is not None:
+            headers["X-Request-Id"] = request_id
+        return self._http.build_request(
+            "POST", path, content=orjson.dumps(body), headers=headers, timeout=_WORK_TIMEOUT
+        )
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout: httpx.Timeout = _CALL_TIMEOUT,  # noqa: ASYNC109  # httpx's, for each of its phases
+        request_id: str | None = None,
+    ) -> dict[str, Any]:
+        headers = {"X-Request-Id": request_id} if request_id is not None else {}
+        content = None if body is None else orjson.dumps(body)
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            response = await self._http.request(method, path, content=content, headers=headers, timeout=timeout)
+        except (httpx.HTTPError, OSError) as error:
+            raise _unreachable(error) from error
+        if not response.is_success:
+            raise _refusal(response)
+        return read_json(response.content) if response.content[:1] == b"{" else {}
+
+
+class ReplicaStream:
+    """A streamed chat answer. Closing it closes the connection, on which vLLM aborts the generation."""
+
+    def __init__(self, response: httpx.Response, tracer: Tracer, on_close: Callable[[], None]) -> None:
+        self._response = response
+        self._tracer = tracer
+        self._on_close = on_close
+        self._closed = False
+        self.trace = tracer.trace
+
+    async def __aiter__(self) -> AsyncIterator[JsonObject]:
+        """Chunks as the caller asked for them.
+
+        Raises:
+            EngineError: the engine failed, or went away, in mid-stream.
+        """
+        parser, done = SseParser(), False
+        try:
+            async for data in self._response.aiter_bytes():
+                for payload in parser.feed(data):
+                    if payload == b"[DONE]":
+                        done = True
+                        continue
+                    chunk = self._read(payload)
+                    if chunk is not None:
+                        yield chunk
+        except (httpx.HTTPError, OSError) as error:
+            raise _unreachable(error) from error
+        finally:
+            await self.aclose()
+        if not done:
+            raise EngineUnavailable("The engine went away in the middle of the answer.")
+
+    def _read(self, payload: bytes) -> JsonObject | None:
+        chunk = read_json(payload)
+        if "error" in chunk:
+            raise EngineError(str((chunk["error"] or {}).get("message") or "the engine failed in mid-stream"))
+        return self._tracer.chunk(chunk)
+
+    async def aclose(self) -> None:
+        """Stop generation, if it has not ended."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tracer.end()
+        try:
+            await self._response.aclose()
+        finally:
+            self._on_close()
+
+
+@contextlib.asynccontextmanager
+async def _unwrapped() -> AsyncIterator[None]:
+    """A task group's first engine error instead of the group of all of them."""
+    try:
+        yield
+    except* EngineError as group:
+        raise next(_leaves(group)) from None
+
+
+def _leaves(group: BaseExceptionGroup[EngineError]) -> "itertools.chain[EngineError]":
+    leaves: list[EngineError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return itertools.chain(leaves)
+
+
+def _unreachable(error: Exception) -> EngineUnavailable:
+    return EngineUnavailable(f"The engine cannot be reached ({type(error).__name__}); try again shortly.")
+
+
+def _refusal(response: httpx.Response) -> EngineError:
+    """vLLM's error answer as ours. Its two shapes: OpenAI's, and FastAPI's `detail`."""
+    message, param, code = f"the engine answered {response.status_code}", None, None
+    with contextlib.suppress(orjson.JSONDecodeError, httpx.ResponseNotRead):
+        body = orjson.loads(response.content)
+        error = body.get("error", body) if isinstance(body, dict) else {}
+        if isinstance(error, dict):
+            message = str(error.get("message") or error.get("detail") or message)
+            param = error.get("param") if isinstance(error.get("param"), str) else None
+            code = error.get("type") if isinstance(error.get("type"), str) else None
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        return EngineUnavailable(message)
+    if response.is_client_error:
+        return EngineRefused(response.status_code, message, code=code, param=param)
+    return EngineError(message)
+
+
+def _sampling_body(sampling: SamplingParams) -> dict[str, Any]:
+    """The sampling as vLLM's fields; what was left open is left to vLLM's neutral defaults."""
+    return {name: value for name, value in sampling.model_dump().items() if value is not None}
+
+
+def _drawn(index: int, answer: dict[str, Any], choice: dict[str, Any]) -> GeneratedAnswer | None:
+    """One drawn answer, or None where vLLM left out an id or a log-probability: nothing is ever invented."""
+    ids = choice.get("token_ids")
+    prompt_ids = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
+    logprobs = _logprob_list(choice.get("logprobs"))
+    if not ids or not prompt_ids or len(logprobs) != len(ids) or not all(map(is_logprob, logprobs)):
+        return None
+    text = choice["text"] if "text" in choice else (choice["message"].get("content") or "")
+    return GeneratedAnswer(
+        prompt_index=index,
+        prompt_ids=prompt_ids,
+        response_ids=ids,
+        logprobs=logprobs,
+        text=text,
+        finish_reason=choice.get("finish_reason"),
+    )
+
+
+def _logprob_list(logprobs: dict[str, Any] | None) -> list[Any]:
+    """Both of OpenAI's shapes: the chat's `content`, and the completion's `token_logprobs`."""
+    logprobs = logprobs or {}
+    if logprobs.get("content") is not None:
+        return [entry.get("logprob") for entry in logprobs["content"]]
+    return logprobs.get("token_logprobs") or []
+
+
+def _response_logprobs(sequence: TokenSequence, choice: dict[str, Any]) -> list[float]:
+    """The response's part of vLLM's `prompt_logprobs`: one `{token id: {logprob, …}}` for each prompt token."""
+    entries = (choice.get("prompt_logprobs") or [])[len(sequence.prompt_ids) :]
+    values = [
+        (entry or {}).get(str(token), {}).get("logprob")
+        for entry, token in zip(entries, sequence.response_ids, strict=False)
+    ]
+    if len(values) != len(sequence.response_ids) or not all(map(is_logprob, values)):
+        raise EngineError("the engine left out a token's log-probability")
+    return values

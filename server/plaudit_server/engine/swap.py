@@ -1,0 +1,234 @@
+"""One adapter onto one replica, with proof: load, find it in the workers, compare bytes, compare behaviour.
+
+A version is loaded under a name made of its own name, its manifest's hash and something random: vLLM keys its prefix
+cache by that name, so a name is never used for a second load, not even after a failed one or by a later server.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from plaudit.wire.training import TokenSequence
+from plaudit.wire.versions import Probe, ReplicaProof
+from plaudit_server.engine.artefact import CheckedAdapter
+from plaudit_server.engine.base import AdapterRef
+from plaudit_server.engine.probe import ProbeResult, ScoredSequence, judge
+from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
+from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
+
+BASE = "base"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter on a replica: the name vLLM knows it by, and its number in each worker."""
+
+    ref: AdapterRef
+    lora_name: str
+    numbers: frozenset[int]
+
+
+@dataclass(slots=True)
+class Replica:
+    """One vLLM server as the engine sees it."""
+
+    name: str
+    client: ReplicaClient | None = None
+    state: Literal["starting", "ready", "down"] = "starting"
+    detail: str | None = None
+    restarts: int = 0
+    resident: dict[str, Resident] = field(default_factory=dict)
+    in_flight: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def load(self) -> int:
+        """Requests in flight."""
+        return self.in_flight.total()
+
+    def serves(self, version: str) -> bool:
+        """Whether it is ready and has the version proven."""
+        return self.state == "ready" and (version == BASE or version in self.resident)
+
+    def model(self, version: str) -> str:
+        """The name by which vLLM knows the version here."""
+        return BASE if version == BASE else self.resident[version].lora_name
+
+    def reach(self) -> ReplicaClient:
+        """Its client."""
+        if self.client is None:
+            raise EngineUnavailable()
+        return self.client
+
+    def forget(self) -> None:
+        """Its process is gone, and everything in it."""
+        self.resident.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Within which the probe's interval must lie."""
+
+    low: float
+    high: float
+
+
+class SwapRefused(Exception):
+    """The adapter is not what it should be on this replica; the message says why."""
+
+
+async def prove_on(
+    replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, parent_model: str, bounds: Bounds
+) -> tuple[ReplicaProof, Resident | None]:
+    """Load and prove an adapter on one replica; unload it again where the proof fails.
+
+    Args:
+        replica: where to.
+        ref: the version.
+        adapter: its checked artefact.
+        parent_model: the name by which the replica knows the parent.
+        bounds: for the slope.
+
+    Raises:
+        EngineUnavailable: the replica went away.
+    """
+    proof = ReplicaProof(replica=replica.name, passed=False, slope=None, tensors_expected=len(adapter.tensors))
+    resident: Resident | None = None
+    try:
+        resident = await load(replica, ref, adapter)
+        await _prove_bytes(replica, resident, adapter, proof)
+        result = await probe_replica(replica.reach(), resident.lora_name, parent_model, adapter.probe, bounds)
+        _fill(proof, result)
+    except EngineUnavailable:
+        raise
+    except (SwapRefused, EngineError) as error:
+        proof.reason = str(error)
+    if proof.reason is None:
+        proof.passed = True
+        return proof, resident
+    _log.warning("%s is not proven on %s: %s", ref.name, replica.name, proof.reason)
+    if resident is not None:
+        await unload(replica, resident)
+    return proof, None
+
+
+async def load(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Resident:
+    """Load an adapter under a fresh name and find its number in the workers: the one that was not there before.
+
+    Raises:
+        SwapRefused: no worker took up an adapter.
+    """
+    client = replica.reach()
+    lora_name = f"{ref.name}-{ref.manifest_sha256[:8]}-{secrets.token_hex(3)}"
+    before = await _numbers(client)
+    await client.load_adapter(lora_name, adapter.folder)
+    new = set().union(*(after - old for after, old in zip(await _numbers(client), before, strict=True)))
+    if len(new) != 1:
+        with contextlib.suppress(EngineError):
+            await client.unload_adapter(lora_name)
+        raise SwapRefused(f"the engine said that it loaded {ref.name}, but its workers hold {len(new)} new adapters")
+    return Resident(ref, lora_name, frozenset(new))
+
+
+async def unload(replica: Replica, resident: Resident) -> None:
+    """Take an adapter away: its name, and the tensors that vLLM's own unloading leaves in the workers."""
+    client = replica.reach()
+    with contextlib.suppress(EngineError):
+        await client.unload_adapter(resident.lora_name)
+    with contextlib.suppress(EngineError):
+        await client.call_workers("plaudit_forget", sorted(resident.numbers))
+
+
+async def clear(replica: Replica) -> None:
+    """Take away whatever an earlier life of ours left on a server that outlived it."""
+    client = replica.reach()
+    for name in sorted(await client.models() - {BASE}):
+        with contextlib.suppress(EngineError):
+            await client.unload_adapter(name)
+    numbers = set().union(*await _numbers(client))
+    if numbers:
+        await client.call_workers("plaudit_forget", sorted(numbers))
+
+
+async def _numbers(client: ReplicaClient) -> list[set[int]]:
+    """The adapters that each worker holds."""
+    workers: list[Any] = []
+    with contextlib.suppress(EngineRefused):
+        workers = await client.call_workers("plaudit_adapters")
+    if not workers or not all(isinstance(numbers, list) for numbers in workers):
+        raise SwapRefused(
+            "the engine's workers cannot be asked what they hold: start vLLM with VLLM_SERVER_DEV_MODE=1 and "
+            "--worker-extension-cls plaudit_server.engine.worker.AdapterInspector"
+        )
+    return [set(numbers) for numbers in workers]
+
+
+async def _prove_bytes(replica: Replica, resident: Resident, adapter: CheckedAdapter, proof: ReplicaProof) -> None:
+    """Each worker must hold exactly the published tensors. Fills `tensors_matched` and `workers`."""
+    (number,) = resident.numbers
+    rank = adapter.manifest.lora.rank
+    answers = await replica.reach().call_workers("plaudit_digests", number, rank)
+    proof.workers = len(answers)
+    matches = [await asyncio.to_thread(_compare, place, answer, adapter) for place, answer in enumerate(answers)]
+    proof.tensors_matched = min((matched for matched, _ in matches), default=0)
+    if not answers:
+        raise SwapRefused("no worker answered")
+    if wrong := [reason for _, reason in matches if reason is not None]:
+        raise SwapRefused(wrong[0])
+
+
+def _compare(place: int, answer: Any, adapter: CheckedAdapter) -> tuple[int, str | None]:
+    """How many tensors of a worker are the published ones, and what is wrong."""
+    if not isinstance(answer, dict) or "error" in answer:
+        return 0, f"worker {place} cannot say what it holds: {answer and answer.get('error')}"
+    expected = adapter.resident_digests(answer["dtype"] or "bfloat16")
+    held: dict[str, str] = answer["digests"]
+    matched = sum(held.get(key) == digest for key, digest in expected.items())
+    if matched != len(expected):
+        return matched, f"worker {place} holds {matched} of {len(expected)} tensors as published"
+    if stray := sorted(set(held) - set(expected)) + list(answer["stray"]):
+        return matched, f"worker {place} holds something beside the published tensors: {stray[0]}"
+    return matched, None
+
+
+def _fill(proof: ReplicaProof, result: ProbeResult) -> None:
+    """Into the proof: slope, interval, correlation, tokens, and why it fails if it does."""
+    proof.slope, proof.low, proof.high = result.slope, result.low, result.high
+    proof.correlation, proof.tokens, proof.reason = result.correlation, result.tokens, result.reason
+
+
+async def probe_replica(
+    client: ReplicaClient, new_model: str, parent_model: str, probe: Probe, bounds: Bounds
+) -> ProbeResult:
+    """Score the probe under both names and judge."""
+    tokens = [TokenSequence(prompt_ids=s.prompt_ids, response_ids=s.response_ids) for s in probe.sequences]
+    served_parent = await client.score(tokens, model=parent_model, priority=PROBE_PRIORITY)
+    served_new = await client.score(tokens, model=new_model, priority=PROBE_PRIORITY)
+    scored = _pair(probe, served_parent, served_new)
+    return await asyncio.to_thread(judge, scored, low=bounds.low, high=bounds.high)
+
+
+def _pair(
+    probe: Probe, served_parent: Sequence[list[float]], served_new: Sequence[list[float]]
+) -> list[ScoredSequence]:
+    return [
+        ScoredSequence(s.parent_logprobs, s.new_logprobs, parent, new, s.exact_change)
+        for s, parent, new in zip(probe.sequences, served_parent, served_new, strict=True)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def loaded_for_a_while(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> AsyncIterator[str]:
+    """An adapter in the spare slot, unproven and without traffic: a parent that is compared with. Yields its name."""
+    resident = await load(replica, ref, adapter)
+    try:
+        await _prove_bytes(replica, resident, adapter, ReplicaProof(replica=replica.name, passed=False, slope=None))
+        yield resident.lora_name
+    finally:
+        await unload(replica, resident)

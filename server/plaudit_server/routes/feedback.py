@@ -1,0 +1,232 @@
+"""Users' feedback. What is answered with 2xx is durable."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from pydantic import ValidationError
+
+from plaudit.wire.base import Moment, Page, VersionName
+from plaudit.wire.chat import Deleted
+from plaudit.wire.feedback import (
+    Comparison,
+    ComparisonRequest,
+    Event,
+    EventRequest,
+    Feedback,
+    FeedbackBatch,
+    FeedbackBatchItem,
+    FeedbackBatchRequest,
+    FeedbackRequest,
+    WrittenText,
+)
+from plaudit_server import views
+from plaudit_server.domain.feedback import Outcome, check_target, outcome, sign, status_code
+from plaudit_server.domain.ids import new_id
+from plaudit_server.domain.moments import DAY_MS, now_ms, to_ms
+from plaudit_server.domain.privacy import SealedText, seal_text
+from plaudit_server.domain.records import Interaction, NewFeedback, StoredComparison, StoredEvent, StoredFeedback
+from plaudit_server.errors import NotFound, PlauditError, Unprocessable
+from plaudit_server.middleware import unprocessable
+from plaudit_server.routes.shared import (
+    After,
+    Limit,
+    Operator,
+    Rater,
+    Reader,
+    S,
+    end_user,
+    errors,
+    guarded_router,
+    page,
+)
+from plaudit_server.services import Services
+from plaudit_server.store import Connection, comparisons, events, feedback, interactions
+
+router = guarded_router("feedback")
+
+_CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "new"},
+    202: {"description": "accepted before its answer's row is written"},
+}
+
+
+@router.post("/v1/feedback", responses=errors(404, 409, 410) | _CREATED, summary="Give feedback")
+async def give(given: FeedbackRequest, request: Request, response: Response, services: S, principal: Rater) -> Feedback:
+    """One user's word on one answer. 200: it replaced an earlier one. `value: null` retracts."""
+    row, status = await _give(given, end_user(services, principal, request, given.end_user), services)
+    response.status_code = status_code(status)
+    return views.feedback(row, services.cipher, status)
+
+
+@router.post("/v1/feedback/batch", responses=errors(409), summary="Give many pieces of feedback")
+async def give_batch(given: FeedbackBatchRequest, request: Request, services: S, principal: Rater) -> FeedbackBatch:
+    """Each item is judged on its own; results come in the order of the items."""
+
+    async def one(item: object) -> FeedbackBatchItem:
+        try:
+            parsed = FeedbackRequest.model_validate(item)
+            row, status = await _give(parsed, end_user(services, principal, request, parsed.end_user), services)
+        except ValidationError as error:
+            return _refused(unprocessable(error.errors(include_input=False, include_url=False)))
+        except PlauditError as error:
+            return _refused(error)
+        return FeedbackBatchItem(status=status_code(status), feedback=views.feedback(row, services.cipher, status))
+
+    # Queued in order and written in order, so that the later of two votes by one user stands.
+    return FeedbackBatch(results=list(await asyncio.gather(*(one(item) for item in given.items))))
+
+
+def _refused(error: PlauditError) -> FeedbackBatchItem:
+    return FeedbackBatchItem(status=error.status, error=error.body().error.model_dump())
+
+
+async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[StoredFeedback, Outcome]:
+    received = now_ms()
+    new = NewFeedback(
+        response_id=given.response_id,
+        key=given.key,
+        end_user=user,
+        value=given.value,
+        retracts=given.is_retraction,
+        tags=given.tags,
+        comment=_sealed(given.comment, services),
+        correction=_sealed(given.correction, services),
+        source=given.source,
+        occurred_at_ms=received if given.occurred_at is None else to_ms(given.occurred_at),
+        received_at_ms=received,
+        max_age_ms=services.settings.vote_max_age_days * DAY_MS,
+    )
+
+    async def put(conn: Connection) -> tuple[StoredFeedback, Outcome]:
+        fate = await interactions.fate(conn, given.response_id)
+        check_target(given.response_id, fate, in_flight=services.answering.is_speaking(given.response_id))
+        row, what = await feedback.put(conn, new)
+        return row, outcome(what, fate)
+
+    row, status = await services.database.write(put)
+    if given.value is not None:
+        services.telemetry.votes.labels(row.version or "unknown", sign(given.value)).inc()
+    return row, status
+
+
+def _sealed(text: str | None, services: Services) -> SealedText | None:
+    return None if text is None else seal_text(text, services.redactor, services.cipher)[0]
+
+
+@router.get("/v1/feedback", summary="List feedback")
+async def list_feedback(
+    *,
+    services: S,
+    principal: Reader,
+    response_id: Annotated[str | None, Query(max_length=64)] = None,
+    version: Annotated[VersionName | None, Query()] = None,
+    since: Annotated[Moment | None, Query()] = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> Page[Feedback]:
+    """Live feedback, newest first."""
+    rows = await services.database.read(
+        lambda conn: feedback.page(
+            conn,
+            response_id=response_id,
+            version=version,
+            since_ms=to_ms(since) if since else None,
+            after=after,
+            limit=limit,
+        )
+    )
+    items = [views.feedback(row, services.cipher) for row in rows.items]
+    return page(items, has_more=rows.has_more, last_id=rows.items[-1].id if rows.items else None)
+
+
+@router.get("/v1/feedback/{feedback_id}", responses=errors(404), summary="One piece of feedback")
+async def get_feedback(feedback_id: str, services: S, principal: Reader) -> Feedback:
+    """One piece of feedback."""
+    row = await services.database.read(lambda conn: feedback.get(conn, feedback_id))
+    if row is None:
+        raise NotFound(f"There is no feedback {feedback_id[:64]}.", code="feedback_not_found")
+    return views.feedback(row, services.cipher)
+
+
+@router.delete("/v1/feedback/{feedback_id}", responses=errors(404), summary="Remove feedback")
+async def delete_feedback(feedback_id: str, services: S, principal: Operator) -> Deleted:
+    """Remove a piece of feedback with its history. A user takes a vote back with `value: null`."""
+    if not await services.database.write(lambda conn: feedback.delete(conn, feedback_id)):
+        raise NotFound(f"There is no feedback {feedback_id[:64]}.", code="feedback_not_found")
+    return Deleted(id=feedback_id, object="feedback.deleted")
+
+
+@router.post("/v1/comparisons", status_code=201, responses=errors(404, 409, 410), summary="Prefer one answer")
+async def compare(given: ComparisonRequest, request: Request, services: S, principal: Rater) -> Comparison:
+    """One answer preferred to another on the same prompt."""
+    user = end_user(services, principal, request, given.end_user)
+
+    async def add(conn: Connection) -> StoredComparison:
+        chosen = await _side(conn, given.chosen, "chosen", services)
+        rejected = await _side(conn, given.rejected, "rejected", services)
+        if chosen and rejected and chosen.prompt_key != rejected.prompt_key:
+            raise Unprocessable("chosen and rejected answer different prompts.", code="different_prompts")
+        new = StoredComparison(
+            id=new_id("cmp_"),
+            chosen_id=given.chosen if isinstance(given.chosen, str) else None,
+            rejected_id=given.rejected if isinstance(given.rejected, str) else None,
+            chosen_text=_written(given.chosen, services),
+            rejected_text=_written(given.rejected, services),
+            chosen_version=_spoken_by(given.chosen, chosen),
+            rejected_version=_spoken_by(given.rejected, rejected),
+            tie=given.tie,
+            end_user=user,
+            received_at_ms=now_ms(),
+        )
+        return await comparisons.add(conn, new)
+
+    return views.comparison(await services.database.write(add), services.cipher)
+
+
+async def _side(conn: Connection, side: str | WrittenText, name: str, services: Services) -> Interaction | None:
+    """The stored answer of a side; None where it is a text, or an answer whose row is not written yet."""
+    if not isinstance(side, str):
+        return None
+    await _check_known(conn, side, name, services)
+    return await interactions.get(conn, side)
+
+
+async def _check_known(conn: Connection, response_id: str, param: str, services: Services) -> None:
+    try:
+        fate = await interactions.fate(conn, response_id)
+        check_target(response_id, fate, in_flight=services.answering.is_speaking(response_id))
+    except PlauditError as error:
+        error.param = param
+        raise
+
+
+def _written(side: str | WrittenText, services: Services) -> SealedText | None:
+    return None if isinstance(side, str) else _sealed(side.text, services)
+
+
+def _spoken_by(side: str | WrittenText, row: Interaction | None) -> str | None:
+    return (row.version if row else None) if isinstance(side, str) else side.version
+
+
+@router.post("/v1/events", status_code=201, responses=errors(404, 409, 410), summary="Report what a user did")
+async def report(given: EventRequest, request: Request, services: S, principal: Rater) -> Event:
+    """Something a user did with an answer: copied it, asked for another, went away."""
+    received = now_ms()
+    new = StoredEvent(
+        id=new_id("evt_"),
+        response_id=given.response_id,
+        type=given.type,
+        new_response_id=given.new_response_id,
+        end_user=end_user(services, principal, request, given.end_user),
+        occurred_at_ms=received if given.occurred_at is None else to_ms(given.occurred_at),
+        received_at_ms=received,
+    )
+
+    async def add(conn: Connection) -> StoredEvent:
+        await _check_known(conn, given.response_id, "response_id", services)
+        if given.new_response_id:
+            await _check_known(conn, given.new_response_id, "new_response_id", services)
+        return await events.add(conn, new)
+
+    return views.event(await services.database.write(add))

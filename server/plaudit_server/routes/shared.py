@@ -1,0 +1,73 @@
+"""What every endpoint takes and gives: services, roles, pages, documented errors."""
+
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from plaudit.wire.base import ErrorBody, Page
+from plaudit_server.auth import Principal, allow
+from plaudit_server.guarded import GuardedRoute
+from plaudit_server.services import Services
+
+T = TypeVar("T")
+
+_WORDS = {
+    400: "the body could not be read",
+    401: "no key, or a wrong one",
+    403: "the key's roles do not allow it",
+    404: "there is no such thing",
+    409: "it contradicts the present state, or the Idempotency-Key was used otherwise",
+    410: "erased, or never stored",
+    412: "If-Match does not name the present state",
+    413: "the body is too large",
+    415: "not JSON, or compressed",
+    422: "a value is not acceptable: `param` names it",
+    502: "the engine failed",
+    503: "not ready, or too busy: see Retry-After",
+    507: "the disk is full",
+}
+_ALWAYS = (400, 401, 403, 413, 415, 422, 503, 507)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entries for the errors that an endpoint can answer with, beside those that any can."""
+    return {status: {"model": ErrorBody, "description": _WORDS[status]} for status in sorted({*_ALWAYS, *statuses})}
+
+
+def guarded_router(tag: str) -> APIRouter:
+    """A router whose every endpoint needs a key."""
+    return APIRouter(route_class=GuardedRoute, tags=[tag], responses=errors())
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+S = Annotated[Services, Depends(_services)]
+"""The app's parts."""
+
+Chatter = Annotated[Principal, allow("chat")]
+Rater = Annotated[Principal, allow("feedback")]
+Reader = Annotated[Principal, allow("viewer", "operator")]
+Viewer = Annotated[Principal, allow("viewer", "operator", "trainer")]
+Operator = Annotated[Principal, allow("operator")]
+Trainer = Annotated[Principal, allow("trainer")]
+Admin = Annotated[Principal, allow("admin")]
+Anybody = Annotated[Principal, allow("chat", "feedback", "viewer", "operator", "trainer")]
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(max_length=128, description="`next` of the page before")]
+
+
+def page(items: list[T], *, has_more: bool, last_id: str | None) -> Page[T]:
+    """A list in OpenAI's shape."""
+    return Page(data=items, has_more=has_more, next=last_id if has_more else None)
+
+
+def end_user(services: Services, principal: Principal, request: Request, *named: str | None) -> str:
+    """The hash of who is meant: the first name given, else `x-session-id`, else the key itself."""
+    for name in (*named, request.headers.get("x-session-id", "").strip()[:512]):
+        if name:
+            return services.hash_user(name)
+    return services.hash_user(f"key:{principal.key_id}")

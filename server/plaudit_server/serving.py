@@ -1,0 +1,368 @@
+"""Who serves: the aliases as this process sees them, and the engine brought in line with them.
+
+Two loops. One reads aliases and states every 0.4 s, so that a promotion by another gateway process is in force here
+within half a second (a promotion made here is in force at once). The other installs on the engine what may get
+traffic, proves what was registered, and retires what nobody needs.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from plaudit.wire.chat import ModelCard
+from plaudit.wire.versions import AliasName, ProofReport, VersionState
+from plaudit_server.domain.moments import now_ms
+from plaudit_server.domain.records import AliasRow, VersionRow
+from plaudit_server.domain.traffic import Route, resolve
+from plaudit_server.domain.versions import BASE, fingerprint, version_number
+from plaudit_server.engine.base import AdapterRef, Engine
+from plaudit_server.errors import EngineError, EngineUnavailable, NotFound, PlauditError, SwapFailed
+from plaudit_server.store import Connection, aliases, versions
+from plaudit_server.store.database import Database
+from plaudit_server.telemetry import Telemetry, log_event
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.4
+SETTLE_S = 0.5
+WANTED_S = 300.0
+"""How long a version that was asked for by name stays resident after the last request for it."""
+
+_ATTEMPTS = 2
+"""Failed proofs of a version that was proven before, until it is given up."""
+
+_SERVING_ORDER: tuple[AliasName, ...] = ("stable", "canary", "previous")
+
+
+class Serving:
+    """Routes chats to versions and keeps the engine ready for them.
+
+    Args:
+        max_resident: adapters the engine may hold at once; at least 2, a version and the one it is compared with.
+    """
+
+    def __init__(
+        self, database: Database, engine: Engine, telemetry: Telemetry, *, max_resident: int, auto_promote: bool
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._telemetry = telemetry
+        self._max_resident = max_resident
+        self._auto_promote = auto_promote
+        self._aliases: dict[AliasName, AliasRow] = {}
+        self._states: dict[str, VersionState] = {BASE: "ready"}
+        self._rows: dict[str, VersionRow] = {}
+        self._held: Counter[str] = Counter()
+        self._wanted: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._engine_turn = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Read who serves, and begin the loops."""
+        await self.refresh()
+        self._tasks = [
+            asyncio.create_task(_forever("aliases", self.refresh, self._sleep_poll)),
+            asyncio.create_task(_forever("residency", self.settle, self._sleep_settle)),
+        ]
+
+    async def close(self) -> None:
+        """Stop the loops."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _sleep_poll(self) -> None:
+        await asyncio.sleep(POLL_S)
+
+    async def _sleep_settle(self) -> None:
+        self._wake.clear()
+        # Not `wait_for`: until Python 3.12 it can swallow a cancellation, and closing would wait for ever.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await self._wake.wait()
+
+    async def refresh(self) -> None:
+        """Read aliases, states and the rows of versions not seen before."""
+
+        async def read(conn: Connection) -> tuple[dict[AliasName, AliasRow], dict[str, VersionState], list[VersionRow]]:
+            states = await versions.states(conn)
+            new = [await versions.get(conn, name) for name in states if name not in self._rows]
+            return await aliases.get_all(conn), states, new
+
+        self._aliases, self._states, new = await self._database.read(read)
+        self._rows |= {row.name: row for row in new}
+
+    # Routing
+
+    @property
+    def stable(self) -> str:
+        """The version that `policy` means."""
+        return self._aliases["stable"].version if "stable" in self._aliases else BASE
+
+    def fingerprint(self, version: str) -> str:
+        """`v42-<sha8>`."""
+        row = self._rows.get(version)
+        return fingerprint(version, row.manifest_sha256 if row else None)
+
+    async def route(self, model: str, subject: str | None) -> Route:
+        """The version that answers, proven and resident. What is not known here is looked for in the store once.
+
+        Raises:
+            NotFound: no such model.
+            EngineUnavailable: it cannot answer now; the message says why. Another version is never put in its place.
+        """
+        try:
+            return self._route(model, subject)
+        except NotFound:
+            await self.refresh()
+            return self._route(model, subject)
+
+    def _route(self, model: str, subject: str | None) -> Route:
+        targets: dict[str, str] = {name: row.version for name, row in self._aliases.items()}
+        if model in ("policy", "policy@stable") and self._states.get(self.stable) != "ready":
+            raise EngineUnavailable(self._why_not(self.stable), code="stable_unproven", retry_after_s=30)
+        route = resolve(model, aliases=targets, states=self._states, subject=subject)
+        self.require(route.version)
+        return route
+
+    def require(self, version: str) -> None:
+        """Let a version that can answer pass; have any other loaded, if it may be.
+
+        Raises:
+            EngineUnavailable: it cannot answer yet.
+        """
+        if version != BASE and self._states.get(version) == "ready":
+            self._wanted[version] = time.monotonic()
+        if not self._engine.is_ready(version):
+            self._wake.set()
+            raise EngineUnavailable(self._why_not(version))
+
+    def _why_not(self, version: str) -> str:
+        if not self._engine.is_ready(BASE):
+            return "The engine is starting or down. Feedback is still accepted; chat again shortly."
+        if self._states.get(version) == "failed":
+            row = self._rows.get(version)
+            why = self._reasons.get(version) or (row.reason if row else None) or "it could not be proven"
+            return f"{version} serves, but could not be proven on the engine: {why}. Roll back (POST /v1/rollback)."
+        if version in self._reasons:
+            return f"{version} is being loaded again, since its last proof failed: {self._reasons[version]}."
+        return f"{version} is being loaded and proven on the engine; chat again shortly."
+
+    def answers(self) -> bool:
+        """Whether a chat on `policy` would be answered."""
+        return self._states.get(self.stable) == "ready" and self._engine.is_ready(self.stable)
+
+    @asynccontextmanager
+    async def speaking(self, version: str) -> AsyncIterator[None]:
+        """Keep a version resident while it is used. Raises as `require`; NotFound where there is no such version."""
+        if self._states.get(version) != "ready":
+            await self.refresh()
+        if self._states.get(version) != "ready":
+            raise NotFound(f"There is no ready version {version}.", code="version_not_ready", param="version")
+        self.require(version)
+        self.hold(version)
+        try:
+            yield
+        finally:
+            self.release(version)
+
+    def models(self) -> list[ModelCard]:
+        """What a chat may name: `policy`, the aliases, the ready versions newest first, base."""
+        named = {"policy": self.stable} | {f"policy@{name}": row.version for name, row in self._aliases.items()}
+        ready = [name for name, state in self._states.items() if state == "ready"]
+        named |= {f"policy@{name}": name for name in sorted(ready, key=version_number, reverse=True)}
+        return [self._card(model, version) for model, version in named.items()]
+
+    def _card(self, model: str, version: str) -> ModelCard:
+        row = self._rows.get(version)
+        created = row.created_at_ms // 1000 if row else 0
+        return ModelCard(id=model, created=created, version=version, parent=row.parent if row else None)
+
+    def model(self, name: str) -> ModelCard:
+        """One of `models`. Raises NotFound."""
+        for card in self.models():
+            if card.id == name:
+                return card
+        raise NotFound(f"There is no model {name[:64]!r}.", code="model_not_found", param="model")
+
+    def hold(self, version: str) -> None:
+        """A request speaks with `version`: it stays resident."""
+        self._held[version] += 1
+
+    def release(self, version: str) -> None:
+        """That request has ended."""
+        self._held[version] -= 1
+        if not self._held[version]:
+            del self._held[version]
+
+    # Moves
+
+    async def move(
+        self,
+        name: AliasName,
+        version: str,
+        *,
+        if_match: str | None,
+        actor: str,
+        reason: str | None,
+        action: str = "alias.move",
+    ) -> AliasRow:
+        """Point an alias at a version, in force here when this returns. `action` is what the audit log calls it.
+
+        Raises as `store.aliases.move`, and SwapFailed where the engine cannot prove the version.
+        """
+        await self._ensure_resident(version)
+        row = await self._database.write(
+            lambda conn: aliases.move(
+                conn, name, version, if_match=if_match, actor=actor, reason=reason, now_ms=now_ms(), action=action
+            )
+        )
+        await self._moved(name, "operator")
+        return row
+
+    async def rollback(self, to: str, *, actor: str, reason: str) -> AliasRow:
+        """Move `stable` back. Never waits for the engine longer than it takes to load one adapter."""
+        previous = self._aliases.get("previous")
+        target = previous.version if to == "previous" and previous else to
+        await self._ensure_resident(target)
+        row = await self._database.write(
+            lambda conn: aliases.rollback(conn, to, actor=actor, reason=reason, now_ms=now_ms())
+        )
+        await self._moved("stable", "rollback")
+        return row
+
+    async def registered(self) -> None:
+        """A version was registered: prove it now and not at the next tick."""
+        await self.refresh()
+        self._wake.set()
+
+    async def _moved(self, name: AliasName, by: str) -> None:
+        self._telemetry.alias_moves.labels(name, by).inc()
+        await self.refresh()
+        self._wake.set()
+
+    async def _ensure_resident(self, version: str) -> None:
+        # With the engine down there is nothing to wait for: it will load what the aliases name before it serves.
+        row = self._rows.get(version)
+        if self._states.get(version) != "ready" or self._engine.is_ready(version) or not self._engine.is_ready(BASE):
+            return
+        assert row is not None
+        async with self._engine_turn:
+            proof = await self._install(row, keep={version})
+        if not proof.passed:
+            raise SwapFailed(f"{version} could not be proven on the engine: {proof.reason}.", code="swap_failed")
+
+    # Residency
+
+    async def settle(self) -> None:
+        """Bring the engine in line: serving versions first, then what waits for its proof; then retire the rest."""
+        if not self._engine.is_ready(BASE):
+            return
+        async with self._engine_turn:
+            for name in self._desired():
+                if not self._engine.is_ready(name) and self._states.get(name) == "ready":
+                    await self._reinstall(self._rows[name])
+            for row in await self._database.read(lambda conn: versions.in_state(conn, "loading")):
+                await self._prove(row)
+            await self._retire_surplus(keep=set(self._desired()))
+
+    def _desired(self) -> list[str]:
+        """Versions that should be resident, most needed first."""
+        soon = time.monotonic() - WANTED_S
+        self._wanted = {name: at for name, at in self._wanted.items() if at > soon}
+        serving = [self._aliases[name].version for name in _SERVING_ORDER if name in self._aliases]
+        asked_for = sorted(self._wanted, key=lambda name: -self._wanted[name])
+        newest = sorted((n for n, state in self._states.items() if state == "ready"), key=version_number, reverse=True)
+        order = dict.fromkeys([*serving, *self._held, *asked_for, *newest])
+        return [name for name in order if name != BASE][: self._max_resident]
+
+    async def _reinstall(self, row: VersionRow) -> None:
+        proof = await self._install(row, keep=set(self._desired()))
+        if proof.passed:
+            self._failures.pop(row.name, None)
+            self._reasons.pop(row.name, None)
+            return
+        # What could not be proven must not hold a place on the engine either.
+        await self._engine.retire(row.name)
+        self._failures[row.name] += 1
+        self._reasons[row.name] = proof.reason or "the probe did not pass"
+        if self._failures[row.name] >= _ATTEMPTS:
+            reason = f"could not be proven again: {self._reasons[row.name]}"
+            await self._database.write(lambda conn: versions.set_state(conn, row.name, "failed", reason))
+            await self._reload(row.name)
+
+    async def _prove(self, row: VersionRow) -> None:
+        # The least needed gives its place to the new one for as long as its proof takes.
+        proof = await self._install(row, keep={row.name, *self._desired()[: self._max_resident - 1]})
+
+        async def settle(conn: Connection) -> bool:
+            await versions.set_proof(conn, row.name, proof)
+            stable = (await aliases.get_all(conn))["stable"]
+            if not (proof.passed and self._auto_promote and stable.version == row.parent):
+                return False
+            await aliases.move(
+                conn,
+                "stable",
+                row.name,
+                if_match=stable.etag,
+                actor="auto_promote",
+                reason="proven, and its parent still serves",
+                now_ms=now_ms(),
+                action="promote",
+            )
+            return True
+
+        promoted = await self._database.write(settle)
+        await self._reload(row.name)
+        if promoted:
+            self._telemetry.alias_moves.labels("stable", "auto_promote").inc()
+
+    async def _reload(self, name: str) -> None:
+        self._rows.pop(name, None)
+        await self.refresh()
+
+    async def _install(self, row: VersionRow, *, keep: set[str]) -> ProofReport:
+        """Load and prove one version; the engine's turn must be held."""
+        assert row.location is not None and row.manifest_sha256 is not None, "only base has neither"
+        await self._retire_surplus(keep=keep, room=1)
+        if len(self._engine.resident() - {BASE, row.name}) >= self._max_resident:
+            # Not the version's fault: a proof that failed for want of room would condemn it for ever.
+            raise EngineUnavailable(f"There is no room for {row.name}: every resident version serves or is in use.")
+        adapter = AdapterRef(row.name, row.parent or BASE, row.location, row.manifest_sha256)
+        proof = await self._engine.install(adapter)
+        self._telemetry.swaps.labels("passed" if proof.passed else "failed").inc()
+        self._telemetry.swap_seconds.observe(proof.seconds)
+        for replica in proof.replicas:
+            if replica.slope is not None:
+                self._telemetry.probe_slope.labels(replica.replica).set(replica.slope)
+        level = logging.INFO if proof.passed else logging.ERROR
+        log_event(logger, level, "version.installed", version=row.name, passed=proof.passed, reason=proof.reason)
+        return proof
+
+    async def _retire_surplus(self, *, keep: set[str], room: int = 0) -> None:
+        resident = self._engine.resident() - {BASE}
+        surplus = len(resident) + room - self._max_resident
+        if surplus <= 0:
+            return
+        idle = sorted(resident - keep - set(self._held), key=version_number)
+        for name in idle[:surplus]:
+            await self._engine.retire(name)
+
+
+async def _forever(name: str, tick: Callable[[], Awaitable[None]], rest: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await tick()
+        except EngineError as error:
+            log_event(logger, logging.INFO, "tick.engine", tick=name, reason=error.message)
+        except PlauditError as error:
+            log_event(logger, logging.WARNING, "tick.failed", tick=name, reason=error.message)
+        except Exception:  # noqa: BLE001  # a loop that dies unseen would leave the server stuck for ever
+            log_event(logger, logging.ERROR, "tick.crashed", exc_info=True, tick=name)
+        await rest()

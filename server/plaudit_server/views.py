@@ -1,0 +1,296 @@
+"""Rows of the store as messages of the wire. What was sealed is opened here and nowhere else."""
+
+from plaudit.wire.base import JsonObject
+from plaudit.wire.chat import SamplingParams, StoredCompletion
+from plaudit.wire.feedback import Comparison, Event, Feedback
+from plaudit.wire.ops import Key
+from plaudit.wire.training import (
+    Batch,
+    LeaseState,
+    RecordVote,
+    Run,
+    RunMetricPoint,
+    TrainingComparison,
+    TrainingRecord,
+)
+from plaudit.wire.versions import Alias, AuditEntry, Lineage, Version
+from plaudit_server.domain.feedback import Outcome
+from plaudit_server.domain.moments import to_moment
+from plaudit_server.domain.privacy import Cipher, SealedText, unseal, unseal_text
+from plaudit_server.domain.records import (
+    AliasRow,
+    AuditRow,
+    BatchData,
+    BatchRow,
+    Interaction,
+    KeyRow,
+    LeasedComparison,
+    LeasedRecord,
+    LineageData,
+    MetricPoint,
+    RunRow,
+    StoredComparison,
+    StoredEvent,
+    StoredFeedback,
+    VersionRow,
+)
+from plaudit_server.domain.versions import fingerprint
+
+
+def stored_completion(row: Interaction, cipher: Cipher, feedback_count: int) -> StoredCompletion:
+    """A logged answer."""
+    said = unseal(row.sealed, cipher)
+    return StoredCompletion(
+        id=row.id,
+        created_at=to_moment(row.created_at_ms),
+        model=f"policy@{row.version}",
+        version=row.version,
+        arm=row.arm,
+        messages=said.messages,
+        content=said.content,
+        finish_reason=row.finish_reason,
+        status=row.status,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        sampling=SamplingParams.model_validate(row.sampling),
+        metadata=row.metadata,
+        train_consent=row.train_consent,
+        redacted=row.redacted,
+        end_user=row.end_user,
+        feedback_count=feedback_count,
+    )
+
+
+def feedback(row: StoredFeedback, cipher: Cipher, status: Outcome | None = None) -> Feedback:
+    """A piece of feedback; `status` where it was just given."""
+    return Feedback(
+        id=row.id,
+        response_id=row.response_id,
+        key=row.key,
+        value=row.value,
+        tags=row.tags,
+        comment=unseal_text(row.comment, cipher),
+        correction=unseal_text(row.correction, cipher),
+        end_user=row.end_user,
+        source=row.source,
+        occurred_at=to_moment(row.occurred_at_ms),
+        received_at=to_moment(row.received_at_ms),
+        version=row.version,
+        revision=row.revision,
+        retracted=row.retracted,
+        trainable=row.trainable,
+        status=status,
+    )
+
+
+def comparison(row: StoredComparison, cipher: Cipher) -> Comparison:
+    """A comparison."""
+    return Comparison(
+        id=row.id,
+        chosen=row.chosen_id,
+        rejected=row.rejected_id,
+        chosen_text=unseal_text(row.chosen_text, cipher),
+        rejected_text=unseal_text(row.rejected_text, cipher),
+        tie=row.tie,
+        end_user=row.end_user,
+        received_at=to_moment(row.received_at_ms),
+    )
+
+
+def event(row: StoredEvent) -> Event:
+    """An event."""
+    return Event(
+        id=row.id,
+        response_id=row.response_id,
+        type=row.type,
+        new_response_id=row.new_response_id,
+        end_user=row.end_user,
+        occurred_at=to_moment(row.occurred_at_ms),
+        received_at=to_moment(row.received_at_ms),
+    )
+
+
+def version(row: VersionRow) -> Version:
+    """A policy version."""
+    return Version(
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        parent=row.parent,
+        fingerprint=fingerprint(row.name, row.manifest_sha256),
+        location=row.location,
+        manifest_sha256=row.manifest_sha256,
+        run_id=row.run_id,
+        batch_ids=row.batch_ids,
+        records=row.records,
+        created_at=to_moment(row.created_at_ms),
+        aliases=row.aliases,
+        gate=row.gate,
+        proof=row.proof,
+        metrics=row.metrics,
+        tainted=row.tainted,
+    )
+
+
+def lineage(data: LineageData) -> Lineage:
+    """Where a version comes from, with counts over all its batches."""
+    batches: list[JsonObject] = [
+        {
+            "id": b.id,
+            "version": b.version,
+            "records": b.records,
+            "up": b.up,
+            "down": b.down,
+            "comparisons": b.comparisons,
+        }
+        for b in data.batches
+    ]
+    counts = {
+        name: sum(getattr(batch, name) for batch in data.batches) for name in ("records", "up", "down", "comparisons")
+    }
+    return Lineage(
+        version=data.version,
+        parents=data.parents,
+        batches=batches,
+        feedback=counts,
+        erased_sources=data.erased_sources,
+    )
+
+
+def alias(row: AliasRow) -> Alias:
+    """An alias."""
+    return Alias(
+        name=row.name, version=row.version, etag=row.etag, updated_at=to_moment(row.updated_at_ms), reason=row.reason
+    )
+
+
+def key(row: KeyRow) -> Key:
+    """A key, without its secret."""
+    return Key(
+        id=row.id,
+        name=row.name,
+        roles=row.roles,
+        hint=row.hint,
+        created_at=to_moment(row.created_at_ms),
+        revoked_at=None if row.revoked_at_ms is None else to_moment(row.revoked_at_ms),
+    )
+
+
+def audit(row: AuditRow) -> AuditEntry:
+    """An entry of the audit log."""
+    return AuditEntry(
+        id=row.id, at=to_moment(row.at_ms), actor=row.actor, action=row.action, subject=row.subject, detail=row.detail
+    )
+
+
+def run(row: RunRow) -> Run:
+    """A training run."""
+    return Run(
+        id=row.id,
+        batch_id=row.batch_id,
+        version=row.version,
+        parent=row.parent,
+        parent_location=row.parent_location,
+        warm_start_location=row.warm_start_location,
+        state=row.state,
+        stage=row.stage,
+        progress=row.progress,
+        reason=row.reason,
+        created_at=to_moment(row.created_at_ms),
+        updated_at=to_moment(row.updated_at_ms),
+        metrics=row.metrics,
+    )
+
+
+def metric_point(point: MetricPoint) -> RunMetricPoint:
+    """One step's metrics."""
+    return RunMetricPoint(stage=point.stage, step=point.step, at=to_moment(point.at_ms), metrics=point.metrics)
+
+
+def lease_state(row: BatchRow) -> LeaseState:
+    """Where a batch stands."""
+    return LeaseState(
+        id=row.id,
+        state=row.state,
+        reason=row.reason,
+        lease_expires_at=to_moment(row.lease_expires_at_ms),
+        version=row.version,
+    )
+
+
+def batch(data: BatchData, cipher: Cipher) -> Batch:
+    """A leased batch with its texts and tokens."""
+    expires = data.lease_expires_at_ms
+    return Batch(
+        id=data.id,
+        state=data.state,
+        reason=data.reason,
+        resumed=data.resumed,
+        available=data.available,
+        needed=data.needed,
+        lease_expires_at=None if expires is None else to_moment(expires),
+        records=[_record(record, cipher) for record in data.records],
+        comparisons=[found for found in (_sides(each, cipher) for each in data.comparisons) if found],
+        dropped=data.dropped,
+    )
+
+
+def _record(record: LeasedRecord, cipher: Cipher) -> TrainingRecord:
+    row = record.interaction
+    said = unseal(row.sealed, cipher)
+    return TrainingRecord(
+        response_id=row.id,
+        version=row.version,
+        created_at=to_moment(row.created_at_ms),
+        prompt_key=row.prompt_key,
+        messages=said.messages,
+        content=said.content,
+        prompt_ids=None if said.prompt_ids is None else list(said.prompt_ids),
+        response_ids=None if said.response_ids is None else list(said.response_ids),
+        logprobs=None if said.logprobs is None else list(said.logprobs),
+        finish_reason=row.finish_reason,
+        sampling=SamplingParams.model_validate(row.sampling),
+        end_user=row.end_user,
+        redacted=row.redacted,
+        votes=[_vote(given, cipher) for given in record.feedback if given.value is not None or given.correction],
+    )
+
+
+def _vote(row: StoredFeedback, cipher: Cipher) -> RecordVote:
+    return RecordVote(
+        feedback_id=row.id,
+        key=row.key,
+        # A correction without a vote says which answer would have been better, and nothing about this one's sign.
+        value=0.0 if row.value is None else row.value,
+        end_user=row.end_user,
+        source=row.source,
+        occurred_at=to_moment(row.occurred_at_ms),
+        tags=row.tags,
+        correction=unseal_text(row.correction, cipher),
+    )
+
+
+def _sides(leased: LeasedComparison, cipher: Cipher) -> TrainingComparison | None:
+    """A comparison with both texts. A side that is not a record of the batch goes by its text alone."""
+    row = leased.comparison
+    prompt = leased.chosen or leased.rejected
+    if prompt is None:
+        return None  # both answers were erased meanwhile
+    chosen = _text(row.chosen_text, leased.chosen, cipher)
+    rejected = _text(row.rejected_text, leased.rejected, cipher)
+    if chosen is None or rejected is None:
+        return None
+    return TrainingComparison(
+        id=row.id,
+        messages=unseal(prompt.sealed, cipher).messages,
+        chosen_id=row.chosen_id if row.chosen_id in leased.in_batch else None,
+        rejected_id=row.rejected_id if row.rejected_id in leased.in_batch else None,
+        chosen_text=chosen,
+        rejected_text=rejected,
+        tie=row.tie,
+        end_user=row.end_user,
+    )
+
+
+def _text(written: SealedText | None, answer: Interaction | None, cipher: Cipher) -> str | None:
+    return unseal_text(written, cipher) if answer is None else unseal(answer.sealed, cipher).content

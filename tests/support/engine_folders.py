@@ -1,0 +1,129 @@
+"""Version folders made by hand, byte by byte, so that each can be wrong in one way. No torch."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plaudit.wire.fingerprint import base_fingerprint, file_sha256
+from plaudit_server.engine.base import AdapterRef
+
+HIDDEN, INNER, RANK = 8, 12, 2
+SHAPES = {
+    "model.layers.0.self_attn.q_proj": (HIDDEN, HIDDEN),
+    "model.layers.0.mlp.up_proj": (INNER, HIDDEN),
+    "model.layers.0.mlp.down_proj": (HIDDEN, INNER),
+}
+PREFIX = "base_model.model."
+
+
+def safetensors(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> bytes:
+    """A safetensors file of (dtype, shape, bytes)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    head = json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + data
+
+
+def bf16(values: np.ndarray[Any, Any]) -> bytes:
+    """float32 values truncated to bfloat16."""
+    return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+
+
+def make_base(folder: Path) -> Path:
+    """A base model: a config and weights of the right shapes."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    weights = {f"{name}.weight": shape for name, shape in SHAPES.items()}
+    weights |= {"model.embed_tokens.weight": (32, HIDDEN), "lm_head.weight": (32, HIDDEN), "model.norm.weight": (8,)}
+    tensors = {name: ("BF16", shape, bytes(2 * math.prod(shape))) for name, shape in weights.items()}
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    return folder
+
+
+@dataclass
+class VersionFolder:
+    """A version under construction: change something, then `seal` it."""
+
+    folder: Path
+    base: Path
+    name: str = "v1"
+    parent: str = "base"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        random = np.random.default_rng(self.seed)
+        self.tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+        for module, (out, inside) in SHAPES.items():
+            for side, shape in (("A", (RANK, inside)), ("B", (out, RANK))):
+                raw = bf16(random.normal(0, 0.1, shape).astype("<f4"))
+                self.tensors[f"{PREFIX}{module}.lora_{side}.weight"] = ("BF16", shape, raw)
+        self.config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": RANK,
+            "lora_alpha": RANK,
+            "bias": "none",
+            "target_modules": ["q_proj", "up_proj", "down_proj"],
+            "modules_to_save": None,
+            "use_dora": False,
+            "rank_pattern": {},
+            "megatron_core": "megatron.core",
+        }
+        sequence = {"prompt_ids": [1, 2], "response_ids": [3, 4], "parent_logprobs": [-1.0, -2.0]}
+        self.probe: dict[str, Any] = {"format": 1, "sequences": [sequence | {"new_logprobs": [-1.1, -1.9]}] * 8}
+        self.manifest: dict[str, Any] = {}
+        self.weights: bytes | None = None
+
+    def write(self) -> "VersionFolder":
+        """Write everything but the manifest."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "adapter").mkdir(parents=True)
+        raw = self.weights if self.weights is not None else safetensors(self.tensors)
+        (self.folder / "adapter/adapter_model.safetensors").write_bytes(raw)
+        (self.folder / "adapter/adapter_config.json").write_text(json.dumps(self.config), encoding="utf-8")
+        (self.folder / "probe.json").write_text(json.dumps(self.probe), encoding="utf-8")
+        return self
+
+    def seal(self) -> AdapterRef:
+        """Write the manifest over what lies there; `manifest` overrides its fields."""
+        files = [p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json"]
+        manifest = {
+            "format": 1,
+            "version": self.name,
+            "parent": self.parent,
+            "base_model": "test",
+            "base_fingerprint": base_fingerprint(self.base),
+            "run_id": "run",
+            "batch_ids": ["batch"],
+            "created_at": "2026-01-01T00:00:00Z",
+            "lora": {
+                "rank": self.config.get("r"),
+                "alpha": self.config.get("lora_alpha"),
+                "target_modules": ["q_proj"],
+            },
+            "files": {
+                str(p.relative_to(self.folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
+            },
+            "tensors": {
+                name: {"sha256": hashlib.sha256(raw).hexdigest(), "shape": list(shape), "dtype": dtype}
+                for name, (dtype, shape, raw) in self.tensors.items()
+            },
+        } | self.manifest
+        path = self.folder / "manifest.json"
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+        return self.ref()
+
+    def ref(self) -> AdapterRef:
+        """As it would be registered now."""
+        digest = file_sha256(self.folder / "manifest.json")
+        return AdapterRef(name=self.name, parent=self.parent, location=str(self.folder), manifest_sha256=digest)

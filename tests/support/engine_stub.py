@@ -1,0 +1,201 @@
+"""A FAKE vLLM behind httpx's mock transport, for unit tests of the engine only: no model, made-up log-probabilities.
+
+It keeps names, numbers and tensors as vLLM does (unloading a name leaves the tensors) and can be told to go wrong.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from plaudit_server.engine.artefact import read_safetensors
+from plaudit_server.engine.base import AdapterRef
+from plaudit_server.engine.replica import ReplicaClient
+from tests.support.engine_folders import VersionFolder
+
+BASE = "base"
+
+
+def logprobs(identity: str, ids: Sequence[int], *, noise: float = 0.0, seed: int = 0) -> list[float]:
+    """Log-probability of each id under weights of this identity: a base value plus a change of its own."""
+    values = []
+    for place, token in enumerate(ids):
+        base = -float(_random(BASE, place, token, tuple(ids)).exponential(1.5))
+        change = 0.0 if identity == BASE else float(_random(identity, place, token, tuple(ids)).normal(0, 0.1))
+        values.append(base + change + noise * float(_random("noise", seed, identity, place, tuple(ids)).normal()))
+    return values
+
+
+def _random(*key: object) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]))
+
+
+def weights_of(folder: Path) -> str:
+    """Identity of an adapter: its weights' hash."""
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def make_version(
+    root: Path, base: Path, name: str, *, parent: AdapterRef | None = None, seed: int | None = None
+) -> AdapterRef:
+    """A version whose probe says what the stub will answer for its weights."""
+    version = VersionFolder(
+        root / name,
+        base,
+        name=name,
+        parent=parent.name if parent else BASE,
+        seed=seed if seed is not None else int(name[1:]),
+    ).write()
+    before = weights_of(Path(parent.location) / "adapter") if parent else BASE
+    after = weights_of(version.folder / "adapter")
+    sequences = []
+    for number in range(12):
+        prompt, response = [1, number], [100 * number + place for place in range(20)]
+        sequences.append(
+            {
+                "prompt_ids": prompt,
+                "response_ids": response,
+                "parent_logprobs": logprobs(before, prompt + response)[2:],
+                "new_logprobs": logprobs(after, prompt + response)[2:],
+            }
+        )
+    version.probe["sequences"] = sequences
+    return version.write().seal()
+
+
+class StubVllm:
+    """One server."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.tensors: dict[int, Path] = {}
+        self.calls: list[tuple[str, Any]] = []
+        self.up = True
+        # ways to go wrong
+        self.skip_load = False
+        self.serve_base = False
+        self.load_instead: Path | None = None
+        self.noise = 0.02
+        self.shift = 0.0
+        self.extension = True
+        self.chat_delay_s = 0.0
+        self._numbers = itertools.count(1)
+
+    def client(self) -> ReplicaClient:
+        """A client that talks to this stub."""
+        return ReplicaClient(transport=httpx.MockTransport(self._answer))
+
+    def restart(self) -> None:
+        """As if the process had been replaced."""
+        self.names, self.tensors = {}, {}
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        if not self.up:
+            raise httpx.ConnectError("down", request=request)
+        body = json.loads(request.content) if request.content else None
+        self.calls.append((request.url.path, body))
+        management = {
+            "/health": self._health,
+            "/v1/models": self._models,
+            "/v1/load_lora_adapter": self._load,
+            "/v1/unload_lora_adapter": self._unload,
+            "/collective_rpc": self._rpc,
+        }
+        if request.url.path in management:
+            return management[request.url.path](body)
+        return await self._work(request.url.path, body)
+
+    def _health(self, _: Any) -> httpx.Response:
+        return httpx.Response(200)
+
+    def _models(self, _: Any) -> httpx.Response:
+        return httpx.Response(200, json={"data": [{"id": name} for name in (BASE, *self.names)]})
+
+    def _unload(self, body: Any) -> httpx.Response:
+        self.names.pop(body["lora_name"], None)
+        return httpx.Response(200, text="Success")
+
+    async def _work(self, path: str, body: Any) -> httpx.Response:
+        if body["model"] not in (BASE, *self.names):
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if path == "/v1/chat/completions":
+            await asyncio.sleep(self.chat_delay_s)
+            return self._chat(body)
+        return self._complete(body)
+
+    def _load(self, body: Any) -> httpx.Response:
+        name = body["lora_name"]
+        if name in self.names:
+            return _error(400, f"The lora adapter '{name}' has already been loaded.")
+        number = next(self._numbers)
+        self.names[name] = number
+        if not self.skip_load:
+            self.tensors[number] = self.load_instead or Path(body["lora_path"])
+        return httpx.Response(200, text="Success")
+
+    def _rpc(self, body: Any) -> httpx.Response:
+        method, args = body["method"], body["args"]
+        if not self.extension:
+            return _error(404, "Not Found")
+        if method == "plaudit_adapters":
+            return httpx.Response(200, json={"results": [sorted(self.tensors)]})
+        if method == "plaudit_forget":
+            for number in args[0]:
+                self.tensors.pop(number, None)
+            return httpx.Response(200, json={"results": [sorted(self.tensors)]})
+        if method == "plaudit_digests":
+            return httpx.Response(200, json={"results": [self._digests(args[0])]})
+        return httpx.Response(200, json={"results": [{"ok": True}]})
+
+    def _digests(self, number: int) -> dict[str, Any]:
+        folder = self.tensors.get(number)
+        if folder is None:
+            return {"error": "not here"}
+        digests = {}
+        for name, tensor in read_safetensors((folder / "adapter_model.safetensors").read_bytes()).items():
+            module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+            digests[f"{module}.{side}"] = hashlib.sha256(tensor.data).hexdigest()
+        return {"source": "active", "dtype": "bfloat16", "digests": digests, "stray": []}
+
+    def _identity(self, model: str) -> str:
+        folder = self.tensors.get(self.names.get(model, 0))
+        return BASE if folder is None or self.serve_base else weights_of(folder)
+
+    def _complete(self, body: Any) -> httpx.Response:
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]] * body.get("n", 1)
+        identity = self._identity(body["model"])
+        choices = []
+        for index, ids in enumerate(prompts):
+            values = [v + self.shift for v in logprobs(identity, ids, noise=self.noise)]
+            entries = [None, *({str(t): {"logprob": v}} for t, v in zip(ids[1:], values[1:], strict=True))]
+            choice = {"index": index, "text": "ok", "finish_reason": "length", "token_ids": [7, 8]}
+            choice |= {"prompt_token_ids": ids, "logprobs": {"token_logprobs": [-0.5, -0.25]}}
+            choices.append(choice | {"prompt_logprobs": entries if body.get("prompt_logprobs") is not None else None})
+        return httpx.Response(200, json={"choices": choices})
+
+    def _chat(self, body: Any) -> httpx.Response:
+        content = [{"token": "a", "logprob": -0.5, "top_logprobs": []}]
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": content}, "token_ids": [7]}
+        if not body["stream"]:
+            choices = [
+                choice | {"index": i, "message": {"role": "assistant", "content": "hi"}}
+                for i in range(body.get("n") or 1)
+            ]
+            answer = {"id": "chatcmpl-1", "model": body["model"], "choices": choices, "usage": {"completion_tokens": 1}}
+            return httpx.Response(200, json=answer | {"prompt_token_ids": [1, 2]})
+        chunk = {"id": "chatcmpl-1", "model": body["model"], "choices": [choice | {"delta": {"content": "hi"}}]}
+        usage = {"id": "chatcmpl-1", "model": body["model"], "choices": [], "usage": {"completion_tokens": 1}}
+        events = [json.dumps(chunk | {"prompt_token_ids": [1, 2]}), json.dumps(usage), "[DONE]"]
+        return httpx.Response(200, text="".join(f"data: {event}\n\n" for event in events))
+
+
+def _error(status: int, message: str) -> httpx.Response:
+    return httpx.Response(
+        status, json={"error": {"message": message, "type": "Error", "param": "model", "code": status}}
+    )

@@ -1,0 +1,319 @@
+"""The commands against a scripted server: what they print, and how they end."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from plaudit import __version__
+from plaudit.cli import app
+from plaudit.cli._session import Session
+from plaudit.cli.keys import RoleName
+from plaudit.wire.ops import Role
+from tests.support import sdk_harness as h
+
+MOMENT = "2026-01-02T03:04:05Z"
+GATE = {
+    "passed": False,
+    "checks": [
+        {"name": "kl", "passed": True, "value": 0.02, "low": 0.01, "high": 0.03, "n": 64, "bound": "≤ 0.1"},
+        {"name": "win_rate", "passed": False, "value": 0.41, "low": 0.3, "high": 0.52, "n": 80, "bound": "≥ 0.48"},
+    ],
+}
+REPLICA = {"replica": "r0", "passed": True, "slope": 0.987, "low": 0.95, "high": 1.02, "tokens": 2048}
+REPLICA |= {"tensors_expected": 12, "tensors_matched": 12}
+PROOF = {"passed": True, "replicas": [REPLICA], "checked_at": MOMENT, "seconds": 3.2}
+V2 = h.version_json("v2", parent="v1", aliases=["stable"], proof=PROOF, records=64)
+V3 = h.version_json("v3", state="rejected", reason="win rate too low", gate=GATE)
+HEALTH = {"status": "ok", "release": __version__, "engine": "ready", "stable": "v2", "uptime_s": 12.0}
+HEALTH |= {"replicas": [{"replica": "r0", "state": "ready"}], "trainer_seen_at": "2999-01-01T00:00:00Z"}
+UNSEEN = HEALTH | {"trainer_seen_at": None}
+
+
+class Server:
+    """A fake server with an answer for each method and path; anything else is 404."""
+
+    def __init__(self, **routes: Any) -> None:
+        self.routes: dict[str, Any] = {
+            "GET /healthz": HEALTH,
+            "GET /readyz": HEALTH,
+            "GET /v1/models": h.page_json([]),
+            "GET /v1/versions": h.page_json([V3, V2]),
+            "GET /v1/versions/v2": V2,
+            "GET /v1/versions/v3": V3,
+            "POST /v1/versions/v2/promote": h.alias_json(version="v2"),
+            "GET /v1/aliases": h.page_json([h.alias_json(version="v2"), h.alias_json("previous", "v1")]),
+            "POST /v1/rollback": h.alias_json(version="v1"),
+            "GET /v1/training/runs": h.page_json([h.run_json(stage="ppo", progress=0.5)]),
+            "GET /v1/training/runs/run_1": h.run_json(stage="ppo", progress=0.5, metrics={"kl": 0.0123456}),
+            "POST /v1/feedback": h.feedback_json(),
+            "POST /v1/chat/completions": talk,
+        } | routes
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        found = self.routes.get(f"{request.method} {request.url.path}")
+        if found is None:
+            return h.refusal(404, message=f"no {request.url.path}", x_request_id="req-7")
+        if isinstance(found, httpx.Response):
+            return h.fresh(found)
+        return found(request) if callable(found) else httpx.Response(200, json=found)
+
+    def sent(self, path: str) -> list[Any]:
+        """The bodies sent to a path."""
+        return [json.loads(r.content) for r in self.requests if r.url.path == path]
+
+
+def talk(request: httpx.Request) -> httpx.Response:
+    """Says Paris, streamed or whole."""
+    if json.loads(request.content).get("stream"):
+        return h.streamed(h.sse(h.chunk_json("Pa"), h.chunk_json("ris.\x1b[31m"), h.chunk_json(finish="stop")))
+    return httpx.Response(200, json=h.completion_json(), headers=h.ANSWER_HEADERS)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PLAUDIT_URL", "PLAUDIT_API_KEY", "PLAUDIT_HOST", "PLAUDIT_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PLAUDIT_DATA", str(tmp_path))
+
+
+def run(server: Callable[[httpx.Request], httpx.Response], *args: str, stdin: str = "") -> Result:
+    session = Session(transport=httpx.MockTransport(server), clock=h.FakeClock())
+    return CliRunner().invoke(app, ["--key", "plk_x", *args], input=stdin, obj=session, catch_exceptions=False)
+
+
+def refuse_connection(_: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused")
+
+
+def test_versions_shows_why_each_may_serve_or_not() -> None:
+    lines = run(Server(), "versions").stdout.splitlines()
+    assert re.search(r"^v3 +rejected +base +fails win_rate .*win rate too low", lines[1])
+    assert re.search(r"^v2 +ready +v1 +stable +0\.987 \[0\.95, 1\.02\] +64", lines[2])
+
+
+def test_a_version_is_shown_with_its_gate_and_its_proof() -> None:
+    gate = run(Server(), "versions", "show", "v3").stdout
+    assert re.search(r"win_rate +NO +0\.41 +\[0\.3, 0\.52\] +80 +≥ 0\.48", gate)
+    proof = run(Server(), "versions", "show", "v2").stdout
+    assert re.search(r"r0 +yes +0\.987 +\[0\.95, 1\.02\] +2048 +12/12", proof)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("versions", "--json"),
+        ("--json", "versions"),
+        ("versions", "list", "--json"),
+        ("versions", "show", "v2", "--json"),
+        ("promote", "v2", "--json"),
+        ("rollback", "--yes", "--json"),
+        ("runs", "--json"),
+        ("runs", "show", "run_1", "--json"),
+        ("rate", h.ANSWER_ID, "up", "--json"),
+        ("chat", "hi", "--json"),
+        ("doctor", "--json"),
+    ],
+)
+def test_every_command_speaks_json(args: tuple[str, ...]) -> None:
+    result = run(Server(), *args)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)
+
+
+def test_promote_gives_its_reason() -> None:
+    server = Server()
+    assert run(server, "promote", "v2", "--reason", "better").stdout == "stable is v2\n"
+    assert server.sent("/v1/versions/v2/promote") == [{"reason": "better"}]
+
+
+def test_rollback_asks_and_does_nothing_without_a_yes() -> None:
+    server = Server()
+    asked = run(server, "rollback", stdin="n\n")
+    assert "Move stable from v2 back to v1?" in asked.stderr
+    assert asked.exit_code == 1
+    assert server.sent("/v1/rollback") == []
+    assert run(server, "rollback", stdin="y\n").stdout.endswith("stable is v1\n")
+    assert run(server, "rollback", "--to", "base", "--reason", "odd", "-y").exit_code == 0
+    assert server.sent("/v1/rollback") == [{"to": "previous"}, {"to": "base", "reason": "odd"}]
+
+
+def test_one_question_is_answered_on_stdout_and_signed_on_stderr() -> None:
+    server = Server()
+    result = run(server, "chat", "Capital", "of", "France?", "--model", "policy@v1", "--system", "Be brief.")
+    assert result.stdout == "Paris.[31m\n"  # the escape character is gone: text cannot steer the terminal
+    assert result.stderr == f"(v1, stable · {h.ANSWER_ID})\n"
+    (body,) = server.sent("/v1/chat/completions")
+    assert body["model"] == "policy@v1"
+    assert [message["content"] for message in body["messages"]] == ["Be brief.", "Capital of France?"]
+
+
+def test_a_question_can_come_through_a_pipe() -> None:
+    server = Server()
+    assert run(server, "chat", stdin="Capital?\n").exit_code == 0
+    assert server.sent("/v1/chat/completions")[0]["messages"][0]["content"] == "Capital?"
+
+
+def test_nothing_to_ask_is_a_usage_error() -> None:
+    assert run(Server(), "chat").exit_code == 2
+
+
+def test_a_conversation_keeps_its_thread_and_rates_as_it_goes() -> None:
+    server = Server()
+    typed = "+\nHello\n+ so clear\nAnd?\n-\n/new\n-x is odd\n/quit\nnever\n"
+    result = run(server, "chat", "-i", "--user", "ada", stdin=typed)
+    assert result.exit_code == 0
+    assert "no answer to rate yet" in result.stderr
+    assert [len(body["messages"]) for body in server.sent("/v1/chat/completions")] == [1, 3, 1]
+    up, down = server.sent("/v1/feedback")
+    assert (up["value"], up["comment"], up["end_user"]) == (1.0, "so clear", "ada")
+    assert (down["value"], "comment" in down) == (-1.0, False)
+
+
+def test_a_failed_turn_does_not_end_the_conversation() -> None:
+    replies = iter([h.refusal(422, message="too long"), h.streamed(h.sse(h.chunk_json("ok")))])
+    server = Server(**{"POST /v1/chat/completions": lambda _: next(replies)})
+    result = run(server, "chat", "-i", stdin="a\nb\n")
+    assert result.exit_code == 0
+    assert "plaudit: too long" in result.stderr
+    assert "ok" in result.stdout
+    assert len(server.sent("/v1/chat/completions")[1]["messages"]) == 1
+
+
+@pytest.mark.parametrize(("word", "value"), [("up", 1.0), ("down", -1.0), ("retract", None)])
+def test_rate_sends_the_vote(word: str, value: float | None) -> None:
+    server = Server()
+    options = ["--comment", "hm", "--correction", "Lyon", "--tag", "a", "--tag", "b", "--end-user", "u"]
+    assert run(server, "rate", h.ANSWER_ID, word, *options).stdout.startswith("up for v1 (fb_1)")
+    expected = {"response_id": h.ANSWER_ID, "value": value, "comment": "hm", "correction": "Lyon"}
+    assert server.sent("/v1/feedback") == [expected | {"tags": ["a", "b"], "end_user": "u"}]
+
+
+def test_runs_are_listed_and_shown() -> None:
+    assert re.search(r"run_1 +v2 +v1 +running +ppo +50%", run(Server(), "runs").stdout)
+    assert re.search(r"kl +0\.01235", run(Server(), "runs", "show", "run_1").stdout)
+
+
+@pytest.mark.parametrize(("end", "code"), [("published", 0), ("rejected", 1)])
+def test_watching_a_run_ends_with_it(end: str, code: int) -> None:
+    replies = iter(
+        [h.run_json(stage="reward"), h.run_json(stage="reward"), h.run_json(stage="ppo"), h.run_json(state=end)]
+    )
+    server = Server(**{"GET /v1/training/runs/run_1": lambda _: httpx.Response(200, json=next(replies))})
+    result = run(server, "runs", "show", "run_1", "--watch")
+    assert [line.split()[2] for line in result.stdout.splitlines()] == ["running", "running", end]
+    assert result.exit_code == code
+
+
+def test_keys_are_made_listed_and_revoked() -> None:
+    key = {"id": "key_1", "name": "app", "roles": ["chat"], "hint": "plk_ab", "created_at": MOMENT}
+    server = Server(
+        **{
+            "GET /v1/keys": h.page_json([key]),
+            "POST /v1/keys": key | {"secret": "plk_secret"},
+            "DELETE /v1/keys/key_1": key | {"revoked_at": MOMENT},
+        }
+    )
+    assert run(server, "keys", "create", "app", "--role", "chat", "--role", "feedback").stdout == "plk_secret\n"
+    assert server.sent("/v1/keys") == [{"name": "app", "roles": ["chat", "feedback"]}]
+    assert re.search(r"key_1 +app +chat +plk_ab", run(server, "keys").stdout)
+    assert run(server, "keys", "revoke", "key_1").stdout == "key_1 is revoked\n"
+    assert run(server, "keys", "create", "app", "--role", "king").exit_code == 2
+
+
+def test_the_roles_are_those_of_the_contract() -> None:
+    assert tuple(RoleName) == get_args(Role)
+
+
+@pytest.mark.parametrize(
+    ("server", "args", "code", "line"),
+    [
+        (refuse_connection, ["versions"], 3, r"plaudit: Cannot reach http://127\.0\.0\.1:8000/v1/versions .*"),
+        (Server(), ["versions", "show", "v9"], 1, r"plaudit: no /v1/versions/v9 \[request req-7\]"),
+        (Server(), ["rate", "nonsense", "up"], 2, r"plaudit: response_id: .*"),
+        (Server(), ["--url", "nowhere", "versions"], 2, r"plaudit: 'nowhere' is not a server's address.*"),
+        (Server(**{"GET /v1/versions": httpx.Response(200, text="<html>")}), ["versions"], 1, r"plaudit: GET .*"),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(server: Any, args: list[str], code: int, line: str) -> None:
+    result = run(server, *args)
+    assert result.exit_code == code
+    assert re.fullmatch(line, result.stderr.rstrip("\n"))
+    assert result.stdout == ""
+
+
+def test_a_wrong_command_is_a_usage_error() -> None:
+    assert run(Server(), "versions", "shwo").exit_code == 2
+    assert run(Server(), "rate", h.ANSWER_ID, "sideways").exit_code == 2
+
+
+def test_help_is_quick_and_needs_no_server() -> None:
+    code = "import sys; sys.argv = ['plaudit', '--version']; from plaudit.cli import app; app()"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.strip() == __version__
+
+
+def doctor(server: Any) -> dict[str, dict[str, Any]]:
+    """The doctor's findings by name."""
+    result = run(server, "doctor", "--json")
+    checks = json.loads(result.stdout)
+    assert result.exit_code == int(any(check["ok"] is False for check in checks))
+    return {check["name"]: check for check in checks}
+
+
+def test_the_doctor_finds_a_healthy_server_healthy(tmp_path: Path) -> None:
+    found = doctor(Server())
+    assert [name for name, check in found.items() if not check["ok"]] == []
+    assert set(found) == {"server", "releases", "key", "engine", "stable version", "trainer", "data folder", "disk"}
+    assert "v2, proven" in found["stable version"]["detail"]
+    lines = run(Server(), "doctor").stdout.splitlines()
+    assert lines[0].startswith("ok    server: http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("routes", "name", "ok"),
+    [
+        ({"GET /v1/models": h.refusal(401)}, "key", False),
+        ({"GET /v1/models": h.refusal(403)}, "key", True),
+        ({"GET /readyz": httpx.Response(503, json=HEALTH | {"engine": "down"})}, "engine", False),
+        ({"GET /readyz": HEALTH | {"fake_engine": True}}, "engine", False),
+        ({"GET /readyz": HEALTH | {"stable": "base"}}, "stable version", True),
+        ({"GET /readyz": HEALTH | {"stable": None}}, "stable version", False),
+        ({"GET /v1/versions/v2": V2 | {"proof": None}}, "stable version", False),
+        ({"GET /v1/versions/v2": V2 | {"tainted": True}}, "stable version", False),
+        ({"GET /v1/versions/v2": h.refusal(403)}, "stable version", None),
+        ({"GET /healthz": UNSEEN, "GET /v1/training/runs": h.page_json([])}, "trainer", None),
+        ({"GET /healthz": UNSEEN}, "trainer", False),  # a run goes on, but its last word is old
+        ({"GET /healthz": HEALTH | {"release": "99.0.0"}}, "releases", False),
+    ],
+)
+def test_the_doctor_finds_what_is_wrong_and_names_the_mend(routes: dict[str, Any], name: str, ok: bool | None) -> None:
+    check = doctor(Server(**routes))[name]
+    assert check["ok"] is ok
+    assert check["detail"]
+    assert ok or check["mend"]
+
+
+def test_the_doctor_without_a_server_checks_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doctor(refuse_connection)
+    assert found["server"]["ok"] is False
+    assert found["data folder"]["ok"] is True
+    monkeypatch.setenv("PLAUDIT_DATA", "no/such/folder")
+    assert doctor(refuse_connection)["data folder"]["ok"] is None
+
+
+def test_the_doctor_finds_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.cli.doctor.FREE_BYTES_NEEDED", 1 << 60)
+    assert doctor(Server())["disk"]["ok"] is False

@@ -1,0 +1,164 @@
+"""Passes over the frozen model: no padding is seen, the cut changes nothing, gradients go where they should."""
+
+import pytest
+import torch
+
+from plaudit_trainer.models import (
+    POLICY,
+    REFERENCE,
+    Backbone,
+    Exchange,
+    UnsupportedModel,
+    lowest_layer,
+)
+from plaudit_trainer.rollouts import generate_unpublished
+from tests.support.tiny_models import END, VOCABULARY, stir, tiny_backbone, tiny_gpt2, tiny_llama
+
+EXCHANGES = [
+    Exchange((5, 6, 7), (8, 9, END)),
+    Exchange((5,), (10, END, END, 11)),  # END inside the answer: the mask must come from lengths, not from the id
+    Exchange((12, 13, 14, 15, 16, 17), (18,)),
+    Exchange((END, 20), (21, 22)),
+]
+
+
+def plain_logprobs(model: torch.nn.Module, exchange: Exchange, temperature: float = 1.0) -> torch.Tensor:
+    """One answer, no batch, no cut, whole log-softmax: the obvious way."""
+    ids = torch.tensor([exchange.prompt_ids + exchange.response_ids])
+    logits = model(input_ids=ids).logits[0].float() / temperature
+    start = len(exchange.prompt_ids)
+    return logits.log_softmax(-1)[torch.arange(start - 1, len(exchange) - 1), ids[0, start:]]
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("adapter", [None, POLICY])
+def test_logprobs_are_those_of_the_plain_model(model, temperature: float, adapter: str | None) -> None:
+    backbone = tiny_backbone(model(), cut=1)
+    stir(backbone, POLICY)
+    with backbone.using(adapter), torch.no_grad():
+        got = backbone.all_logprobs(backbone.encode(EXCHANGES), [temperature] * 4)
+        for logprobs, exchange in zip(got, EXCHANGES, strict=True):
+            expected = plain_logprobs(backbone.model, exchange, temperature)
+            torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_llama_is_cut_and_gpt2_is_run_whole() -> None:
+    assert tiny_backbone(tiny_llama()).encode(EXCHANGES)[0].trunk_TD is not None
+    assert tiny_backbone(tiny_gpt2(), cut=1).encode(EXCHANGES)[0].trunk_TD is None
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_the_trunk_belongs_to_no_adapter(cut: int) -> None:
+    backbone = tiny_backbone(cut=cut)
+    stir(backbone, POLICY)
+    bare = backbone.encode(EXCHANGES)
+    with backbone.using(POLICY):
+        under_policy = backbone.encode(EXCHANGES)
+    for a, b in zip(bare, under_policy, strict=True):
+        torch.testing.assert_close(a.trunk_TD, b.trunk_TD, atol=0, rtol=0)
+        torch.testing.assert_close(a.prefix_TF, b.prefix_TF, atol=0, rtol=0)
+
+
+def test_batch_mates_and_token_budget_do_not_matter() -> None:
+    wide, narrow = tiny_backbone(token_budget=4096), tiny_backbone(token_budget=8)
+    for a, b in zip(
+        wide.all_logprobs(wide.encode(EXCHANGES), [1.0] * 4),
+        narrow.all_logprobs(narrow.encode(EXCHANGES), [1.0] * 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_buckets_hold_every_row_once_within_the_budget() -> None:
+    backbone = tiny_backbone(token_budget=20)
+    lengths = [3, 9, 4, 4, 7, 2, 30, 5]
+    groups = backbone.buckets(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(8))
+    assert all(len(g) == 1 or max(lengths[r] for r in g) * len(g) <= 20 for g in groups)
+
+
+def test_the_token_gradient_is_autograds() -> None:
+    backbone = tiny_backbone()
+    stir(backbone, POLICY)
+    weights = list(backbone.adapter(POLICY).values())
+    with backbone.using(POLICY):
+        backbone.logprobs(backbone.encode(EXCHANGES), [0.7, 1.0, 1.3, 1.0]).square().sum().backward()
+        got = [w.grad.clone() for w in weights]
+        for w in weights:
+            w.grad = None
+        parts = [plain_logprobs(backbone.model, e, t) for e, t in zip(EXCHANGES, [0.7, 1.0, 1.3, 1.0], strict=True)]
+        torch.cat(parts).square().sum().backward()
+    for mine, weight in zip(got, weights, strict=True):
+        torch.testing.assert_close(mine, weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_reaches_the_active_adapter_and_nothing_else() -> None:
+    backbone = tiny_backbone()
+    stir(backbone, POLICY)
+    with backbone.using(POLICY):
+        backbone.logprobs(backbone.encode(EXCHANGES), [1.0] * 4).sum().backward()
+    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in backbone.adapter(POLICY).values())
+    assert all(w.grad is None for w in backbone.adapter(REFERENCE).values())
+    others = [p for name, p in backbone.model.named_parameters() if "lora" not in name]
+    assert others and all(p.grad is None and not p.requires_grad for p in others)
+
+
+def test_dropout_is_off() -> None:
+    model = tiny_gpt2()
+    model.train()
+    backbone = tiny_backbone(model, cut=0)
+    encoded = backbone.encode(EXCHANGES)
+    first, second = (torch.cat(backbone.all_logprobs(encoded, [1.0] * 4)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_features_are_running_means_of_the_response_alone() -> None:
+    backbone = tiny_backbone()
+    a, b = backbone.encode([Exchange((5, 6), (7, 8, 9)), Exchange((5, 6), (7, 8, 30))])
+    assert a.prefix_TF.shape == (3, 64)
+    torch.testing.assert_close(a.prefix_TF[:2], b.prefix_TF[:2])  # causal: the last token is not known before
+    assert not torch.allclose(a.prefix_TF[2], b.prefix_TF[2])
+    embedding = backbone.model.get_input_embeddings().weight
+    torch.testing.assert_close(a.prefix_TF[2, :32], embedding[[7, 8, 9]].mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_generation_under_left_padding_follows_the_policys_own_distribution() -> None:
+    """Greedy continuations of a padded batch equal those of each prompt alone."""
+    backbone = tiny_backbone()
+    stir(backbone, POLICY)
+    prompts = [(5, 6, 7, 8, 9, 10), (11,), (END, 12, 13)]
+    together = generate_unpublished(backbone, prompts, max_new_tokens=8, temperature=1e-4, seed=0)
+    alone = [generate_unpublished(backbone, [p], max_new_tokens=8, temperature=1e-4, seed=0)[0] for p in prompts]
+    assert together == alone
+    assert [e.prompt_ids for e in together] == prompts
+
+
+def test_generation_is_cut_after_the_first_end_and_repeats_with_its_seed() -> None:
+    backbone = tiny_backbone()
+    prompts = [(5, 6)] * 64
+    answers = generate_unpublished(backbone, prompts, max_new_tokens=20, temperature=1.5, seed=1)
+    assert all(END not in a.response_ids[:-1] for a in answers)
+    assert any(a.response_ids[-1] == END for a in answers)
+    assert answers == generate_unpublished(backbone, prompts, max_new_tokens=20, temperature=1.5, seed=1)
+    assert answers != generate_unpublished(backbone, prompts, max_new_tokens=20, temperature=1.5, seed=2)
+
+
+def test_at_least_the_top_layer_is_adapted() -> None:
+    assert [lowest_layer(30, s) for s in (1.0, 0.34, 0.001)] == [0, 20, 29]
+
+
+def test_a_model_that_bends_its_logits_is_refused() -> None:
+    model = tiny_llama()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UnsupportedModel, match="changes its logits"):
+        Backbone(model, 0)
+
+
+def test_vocabulary_is_chunked_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone()
+    encoded = backbone.encode(EXCHANGES)
+    whole = torch.cat(backbone.all_logprobs(encoded, [1.0] * 4))
+    monkeypatch.setattr("plaudit_trainer.models._VOCABULARY_CHUNK", 3)
+    torch.testing.assert_close(torch.cat(backbone.all_logprobs(encoded, [1.0] * 4)), whole)
+    assert backbone.unembedding_VD.shape[0] == VOCABULARY

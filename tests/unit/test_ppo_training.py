@@ -1,0 +1,232 @@
+"""PPO itself: rewards reach the right token, the policy moves towards them, and what ruins runs raises an alarm."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from plaudit_trainer import ppo
+from plaudit_trainer.batches import Trajectory
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone
+from plaudit_trainer.ppo import Critic, PolicyData, Trained, train
+from plaudit_trainer.reward_model import RewardModel, answer_features
+from plaudit_trainer.rollouts import generate_unpublished
+from tests.support.tiny_models import END, stir, tiny_backbone, tiny_config
+
+LIKED = frozenset(range(3, 30))
+SETTINGS: dict[str, Any] = {"lr": 3e-3, "ppo_epochs": 4, "kl_ceiling": 1e6, "kl_target": 1e6}
+
+
+class Log:
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps.append(metrics)
+
+
+def liked(ids: Sequence[int]) -> float:
+    return sum(i in LIKED for i in ids) / len(ids)
+
+
+def trajectory(**changes: Any) -> Trajectory:
+    start = Trajectory(((5, 6), (7, 8, END)), (-1.0, -1.0, -1.0), 1.0, "stop", False, "base", None, "c")
+    return replace(start, **changes)
+
+
+def sampled(backbone: Backbone, count: int = 192, seed: int = 0) -> PolicyData:
+    """Answers of the base model, scored by the share of liked tokens."""
+    prompts = [(5 + i % 50, 6 + i // 50, 7) for i in range(count)]
+    answers = generate_unpublished(backbone, prompts, max_new_tokens=12, temperature=1.0, seed=seed)
+    encoded = backbone.encode(answers)
+    with backbone.using(REFERENCE):
+        reference = backbone.all_logprobs(encoded, [1.0] * count)
+    trajectories = [
+        trajectory(tokens=(a.prompt_ids, a.response_ids), logprobs=tuple(logp.tolist()))
+        for a, logp in zip(answers, reference, strict=True)
+    ]
+    score_B = torch.tensor([liked(a.response_ids) for a in answers])
+    return PolicyData(trajectories, encoded, (score_B - score_B.mean()) / score_B.std(), reference, reference)
+
+
+def trained(backbone: Backbone, data: PolicyData, **changes: Any) -> tuple[Trained, Log]:
+    config, log = tiny_config(**(SETTINGS | changes)), Log()
+    judge = RewardModel.fresh(answer_features(data.encoded), config)
+    critic = Critic(judge, torch.stack([e.context_D for e in data.encoded]))
+    return train(backbone, critic, data, log, config), log
+
+
+def share_on_new_prompts(backbone: Backbone) -> float:
+    prompts = [(9 + i % 40, 8, 3 + i // 40) for i in range(400)]
+    answers = generate_unpublished(backbone, prompts, max_new_tokens=12, temperature=1.0, seed=99)
+    return sum(liked(a.response_ids) for a in answers) / len(answers)
+
+
+def test_the_policy_moves_towards_what_is_rewarded_on_prompts_it_never_saw() -> None:
+    backbone = tiny_backbone()
+    before = share_on_new_prompts(backbone)
+    result, log = trained(backbone, sampled(backbone))
+    assert share_on_new_prompts(backbone) > before + 0.03
+    assert result.alarms == []
+    assert len(log.steps) == result.metrics["ppo/steps"] == 4 * 192 / 8
+
+
+def test_only_the_policy_is_trained() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 32)
+    frozen = {n: p.clone() for n, p in backbone.model.named_parameters() if ".policy" not in n}
+    trained(backbone, data)
+    assert all(torch.equal(p, dict(backbone.model.named_parameters())[n]) for n, p in frozen.items())
+    assert any(w.abs().max() > 0 for n, w in backbone.adapter(POLICY).items() if "lora_B" in n)
+
+
+def test_the_first_ratio_is_one_and_later_ones_are_not() -> None:
+    backbone = tiny_backbone()
+    _, log = trained(backbone, sampled(backbone, 32), ppo_epochs=1)
+    assert log.steps[0]["ppo/ratio_deviation"] < 1e-4
+    assert log.steps[-1]["ppo/ratio_deviation"] > 1e-3
+    assert log.steps[0]["ppo/kl"] < 1e-6
+
+
+def test_each_epoch_renews_the_proximal_policy() -> None:
+    """At an epoch's first minibatch the ratio is one again, though the policy has moved."""
+    backbone = tiny_backbone()
+    _, log = trained(backbone, sampled(backbone, 32), ppo_epochs=2)
+    first_of_second = log.steps[len(log.steps) // 2]
+    assert first_of_second["ppo/ratio_deviation"] < 1e-4
+    assert first_of_second["ppo/kl"] > 1e-4
+
+
+def test_answers_of_an_older_version_are_weighted() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 32)
+    stale = replace(data, behaviour=[b + 0.5 for b in data.behaviour])
+    _, log = trained(backbone, stale, ppo_epochs=1)
+    assert log.steps[0]["ppo/importance_mean"] == pytest.approx(2.718281828**-0.5, abs=1e-3)
+
+
+def test_equal_rewards_raise_an_alarm() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 16)
+    result, _ = trained(backbone, replace(data, score_B=torch.full((16,), 0.7)), ppo_epochs=1)
+    assert "all rewards are equal" in " ".join(result.alarms)
+
+
+def test_an_adapter_that_did_not_change_raises_an_alarm() -> None:
+    backbone = tiny_backbone()
+    result, _ = trained(backbone, sampled(backbone, 16), lr=1e-45, ppo_epochs=1)
+    assert "the adapter is unchanged" in " ".join(result.alarms)
+
+
+def test_the_ceiling_restores_the_last_adapter_below_it() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 64)
+    result, log = trained(backbone, data, lr=0.03, kl_ceiling=0.2)
+    assert result.metrics["ppo/stopped_by_ceiling"] == 1
+    assert all(step["ppo/kl"] <= 0.2 for step in log.steps)
+    assert result.metrics["ppo/kl"] > 0
+
+
+def test_the_penalty_grows_while_the_kl_lies_above_its_target() -> None:
+    backbone = tiny_backbone()
+    _, log = trained(backbone, sampled(backbone, 64), kl_target=1e-4, kl_coefficient=0.1, ppo_epochs=3)
+    betas = [step["ppo/beta"] for step in log.steps]
+    assert betas[0] == 0.1
+    assert betas[-1] == pytest.approx(0.1 * 1.2 * 1.2)
+
+
+def test_accumulated_passes_give_the_gradient_of_one() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 12)
+    stir(backbone, POLICY, size=0.05)
+    advantages = [torch.linspace(-1, 1, n) for n in data.lengths]
+    gradients = []
+    for budget in (4096, 40):
+        backbone.token_budget = budget
+        ppo.accumulate_gradient(
+            backbone, data, list(range(12)), proximal=data.reference, advantages=advantages, config=tiny_config()
+        )
+        weights = list(backbone.adapter(POLICY).values())
+        gradients.append([w.grad for w in weights])
+        for weight in weights:
+            weight.grad = None
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+# Scores
+
+
+def score_of(t: Trajectory, **changes: Any) -> float:
+    backbone = tiny_backbone()
+    config = tiny_config(**changes)
+    encoded = backbone.encode([ppo.Exchange(*t.tokens)])
+    judge = RewardModel.fresh(torch.randn(40, 64, generator=torch.Generator().manual_seed(1)), config)
+    return ppo.answer_scores([t], encoded, judge, [END], config).item()
+
+
+def test_a_vote_is_half_of_the_reward_and_the_model_the_rest() -> None:
+    alone = score_of(trajectory())
+    assert score_of(trajectory(vote=1.0)) == pytest.approx(0.5 + 0.5 * alone, abs=1e-5)
+    assert score_of(trajectory(vote=-1.0), vote_share=0.2) == pytest.approx(-0.2 + 0.8 * alone, abs=1e-5)
+
+
+def test_the_vote_can_never_be_more_than_half() -> None:
+    with pytest.raises(ValueError, match="vote_share"):
+        tiny_config(vote_share=0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        ({}, False),
+        ({"tokens": ((5,), (7, 8)), "finish_reason": "length"}, False),
+        ({"tokens": ((5,), (7, 8)), "finish_reason": "stop", "has_stops": True}, False),
+        ({"tokens": ((5,), (7, 8)), "finish_reason": "stop"}, True),
+        ({"tokens": ((5,), (7, 8)), "finish_reason": None}, True),
+        ({"tokens": ((5,), (END, 8)), "finish_reason": "abort"}, True),
+    ],
+)
+def test_a_missing_end_is_told_from_a_cut(changes: dict[str, Any], lacks: bool) -> None:
+    assert ppo.lacks_end(trajectory(**changes), [END]) is lacks
+
+
+def test_a_missing_end_costs_one() -> None:
+    cut = trajectory(tokens=((5,), (7, 8)), finish_reason="length")
+    assert score_of(cut) - score_of(replace(cut, finish_reason=None)) == pytest.approx(1.0, abs=1e-5)
+
+
+# The critic
+
+
+def test_the_critic_starts_as_the_reward_model_and_knows_no_token_early() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 32)
+    judge = RewardModel.fresh(answer_features(data.encoded), tiny_config())
+    judge.normalise_on(answer_features(data.encoded))
+    critic = Critic(judge, torch.stack([e.context_D for e in data.encoded]))
+    long = max(data.encoded, key=lambda e: len(e.exchange.response_ids))
+    values = critic.values(critic.features(long))
+    assert len(values) == len(long.exchange.response_ids)
+    assert values[0].item() == pytest.approx((-judge.offset_K.mean() - judge.mean).item() / judge.std, abs=1e-5)
+    shrink = (len(values) - 1) / (len(values) - 1 + ppo._PRIOR_TOKENS)
+    raw = (judge.standardise(long.prefix_TF[-2:-1]) @ judge.weight_FK).mean() / judge.std
+    assert values[-1].item() == pytest.approx(values[0].item() + shrink * raw.item(), abs=1e-4)
+
+
+def test_the_critic_learns_to_foretell_returns() -> None:
+    backbone = tiny_backbone()
+    data = sampled(backbone, 96)
+    config = tiny_config()
+    judge = RewardModel.fresh(answer_features(data.encoded), config)
+    critic = Critic(judge, torch.stack([e.context_D for e in data.encoded]))
+    features = torch.cat([critic.features(e) for e in data.encoded])
+    rewards = ppo.losses.token_rewards(
+        data.score_B, torch.cat(data.reference), torch.cat(data.reference), data.lengths, 0.0
+    )
+    assert ppo.fit_critic(critic, features, rewards, data.lengths, config, warmup=True) > 0.15

@@ -1,0 +1,1 @@
+"""The Plaudit trainer: a sidecar that turns feedback into versions."""

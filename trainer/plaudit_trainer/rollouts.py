@@ -1,0 +1,111 @@
+"""Fresh answers: from the engine on a published version, or from the trainer's own model on an unpublished one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from plaudit.wire.base import JsonObject
+from plaudit.wire.chat import SamplingParams
+from plaudit.wire.training import GeneratedAnswer, GeneratePrompt
+from plaudit_trainer.batches import Trajectory
+from plaudit_trainer.learner import Sampler
+from plaudit_trainer.models import POLICY, Backbone, Exchange
+
+
+def draw(
+    sampler: Sampler, prompts: dict[str, list[JsonObject]], *, version: str, n: int, sampling: SamplingParams
+) -> list[Trajectory]:
+    """Answers by a published version, `n` a prompt.
+
+    Args:
+        prompts: messages by prompt cluster.
+
+    Returns:
+        Trajectories nobody voted on. An answer without a log-probability for each token is dropped: a missing one
+        is never invented.
+    """
+    if not prompts:
+        return []
+    clusters = list(prompts)
+    answers = sampler.generate(
+        [GeneratePrompt(messages=prompts[c]) for c in clusters], version=version, n=n, sampling=sampling
+    )
+    return [
+        _trajectory(a, clusters[a.prompt_index], version, sampling)
+        for a in answers
+        if a.response_ids and len(a.logprobs) == len(a.response_ids)
+    ]
+
+
+def _trajectory(answer: GeneratedAnswer, cluster: str, version: str, sampling: SamplingParams) -> Trajectory:
+    return Trajectory(
+        tokens=(tuple(answer.prompt_ids), tuple(answer.response_ids)),
+        logprobs=tuple(answer.logprobs),
+        temperature=sampling.temperature,
+        finish_reason=answer.finish_reason,
+        has_stops=bool(sampling.stop),
+        version=version,
+        vote=None,
+        cluster=cluster,
+    )
+
+
+@torch.no_grad()
+def generate_unpublished(
+    backbone: Backbone, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int, temperature: float, seed: int
+) -> list[Exchange]:
+    """Answers by the policy in training, which no engine has: one a prompt, drawn from softmax(logits / temperature).
+
+    Prompts of unlike length are padded on the left; the mask, from which Hugging Face derives position ids, is made
+    from lengths, since the padding token is often the end-of-text token.
+    """
+    ends = end_tokens(backbone.model)
+    results: dict[int, Exchange] = {}
+    devices = [backbone.device] if backbone.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), backbone.using(POLICY):
+        torch.manual_seed(seed)
+        width = max(map(len, prompts), default=0) + max_new_tokens
+        rows_a_pass = max(1, 4 * backbone.token_budget // max(width, 1))
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        for start in range(0, len(order), rows_a_pass):
+            rows = order[start : start + rows_a_pass]
+            tokens = _generate(backbone, [prompts[r] for r in rows], max_new_tokens, temperature, ends)
+            results.update({r: Exchange(prompts[r], _cut(t, ends)) for r, t in zip(rows, tokens, strict=True)})
+    return [results[row] for row in range(len(prompts))]
+
+
+def _generate(
+    backbone: Backbone, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, temperature: float, ends: list[int]
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    ids_BT = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts], device=backbone.device)
+    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=backbone.device)
+    out_BT = backbone.model.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+    )
+    tokens: list[list[int]] = out_BT[:, longest:].tolist()
+    return tokens
+
+
+def _cut(tokens: list[int], ends: list[int]) -> tuple[int, ...]:
+    """Up to and with the first end-of-text token."""
+    first = next((i for i, t in enumerate(tokens) if t in ends), len(tokens) - 1)
+    return tuple(tokens[: first + 1])
+
+
+def end_tokens(model: Any) -> list[int]:
+    """The model's end-of-text tokens."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = model.config.eos_token_id
+    return [int(ends)] if isinstance(ends, int) else [int(e) for e in ends]
