@@ -335,11 +335,11 @@ def figures(stories: Sequence[Story]) -> dict[str, object]:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tastes", default="you,number", help=f"comma-separated, of {', '.join(TASTES)}")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of votes and training")
-    parser.add_argument("--votes", type=int, default=64, help="votes a round")
-    parser.add_argument("--samples", type=int, default=3, help="answers a held-out question")
-    parser.add_argument("--minutes", type=float, default=20, help="budget a taste; no new round begins late in it")
+    parser.add_argument("--tastes", default="you,paragraph", help=f"comma-separated, of {', '.join(TASTES)}")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of votes and training")
+    parser.add_argument("--votes", type=int, default=80, help="votes a round")
+    parser.add_argument("--samples", type=int, default=2, help="answers a held-out question")
+    parser.add_argument("--minutes", type=float, default=19, help="budget a taste; no new round begins late in it")
     parser.add_argument("--model", help="Hugging Face id or folder (default: the bundled model)")
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--seed", type=int, default=0)

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit_trainer import ppo
+from plaudit_trainer import losses, trajectories
+from plaudit_trainer.algorithms import critic as critic_module
+from plaudit_trainer.algorithms import ppo
+from plaudit_trainer.algorithms.base import Trained
+from plaudit_trainer.algorithms.critic import Critic
+from plaudit_trainer.algorithms.ppo import train
 from plaudit_trainer.batches import Trajectory
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone
-from plaudit_trainer.ppo import Critic, PolicyData, Trained, train
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
 from plaudit_trainer.reward_model import RewardModel, answer_features
 from plaudit_trainer.rollouts import generate_unpublished
+from plaudit_trainer.trajectories import PolicyData
 from tests.support.tiny_models import END, stir, tiny_backbone, tiny_config
 
 LIKED = frozenset(range(3, 30))
@@ -165,9 +170,9 @@ def test_accumulated_passes_give_the_gradient_of_one() -> None:
 def score_of(t: Trajectory, **changes: Any) -> float:
     backbone = tiny_backbone()
     config = tiny_config(**changes)
-    encoded = backbone.encode([ppo.Exchange(*t.tokens)])
+    encoded = backbone.encode([Exchange(*t.tokens)])
     judge = RewardModel.fresh(torch.randn(40, 64, generator=torch.Generator().manual_seed(1)), config)
-    return ppo.answer_scores([t], encoded, judge, [END], config).item()
+    return trajectories.answer_scores([t], encoded, judge, [END], config).item()
 
 
 def test_a_vote_is_half_of_the_reward_and_the_model_the_rest() -> None:
@@ -193,7 +198,7 @@ def test_the_vote_can_never_be_more_than_half() -> None:
     ],
 )
 def test_a_missing_end_is_told_from_a_cut(changes: dict[str, Any], lacks: bool) -> None:
-    assert ppo.lacks_end(trajectory(**changes), [END]) is lacks
+    assert trajectories.lacks_end(trajectory(**changes), [END]) is lacks
 
 
 def test_a_missing_end_costs_one() -> None:
@@ -214,7 +219,7 @@ def test_the_critic_starts_as_the_reward_model_and_knows_no_token_early() -> Non
     values = critic.values(critic.features(long))
     assert len(values) == len(long.exchange.response_ids)
     assert values[0].item() == pytest.approx((-judge.offset_K.mean() - judge.mean).item() / judge.std, abs=1e-5)
-    shrink = (len(values) - 1) / (len(values) - 1 + ppo._PRIOR_TOKENS)
+    shrink = (len(values) - 1) / (len(values) - 1 + critic_module._PRIOR_TOKENS)
     raw = (judge.standardise(long.prefix_TF[-2:-1]) @ judge.weight_FK).mean() / judge.std
     assert values[-1].item() == pytest.approx(values[0].item() + shrink * raw.item(), abs=1e-4)
 
@@ -226,7 +231,7 @@ def test_the_critic_learns_to_foretell_returns() -> None:
     judge = RewardModel.fresh(answer_features(data.encoded), config)
     critic = Critic(judge, torch.stack([e.context_D for e in data.encoded]))
     features = torch.cat([critic.features(e) for e in data.encoded])
-    rewards = ppo.losses.token_rewards(
+    rewards = losses.token_rewards(
         data.score_B, torch.cat(data.reference), torch.cat(data.reference), data.lengths, 0.0
     )
     assert ppo.fit_critic(critic, features, rewards, data.lengths, config, warmup=True) > 0.15

@@ -79,8 +79,6 @@ def learn(job: Job, sampler: Sampler, reporter: Reporter, config: TrainerConfig)
     trained (the reward model is below its bar) `adapter/` is the parent's policy unchanged. For `insufficient` it
     holds `report.json` only.
     """
-    match config.algorithm:
-        case "ppo":
-            from plaudit_trainer.ppo import learn_by_ppo
+    from plaudit_trainer.run import learn_from_votes
 
-            return learn_by_ppo(job, sampler, reporter, config)
+    return learn_from_votes(job, sampler, reporter, config)
