@@ -1,6 +1,7 @@
 """`python -m plaudit_server serve | openapi | up`. Arguments are read before anything heavy is imported."""
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,13 @@ def _parser() -> argparse.ArgumentParser:
 def _settings() -> "Settings | str":
     from pydantic import ValidationError
 
+    from plaudit.environment import ELSEWHERE, unknown_variable
     from plaudit_server.settings import Settings
 
+    others = (name for name in os.environ if not name.startswith("PLAUDIT_TRAINER_"))  # the trainer checks its own
+    known = {name.upper() for name in Settings.model_fields}
+    if refusal := unknown_variable(others, "PLAUDIT_", known | set(ELSEWHERE)):
+        return refusal
     try:
         return Settings()
     except ValidationError as error:

@@ -99,6 +99,11 @@ def test_a_setting_that_makes_no_sense(tmp_path: Path, name: str, value: str) ->
     assert name in refused(serve(environment(tmp_path, **{name: value})))
 
 
+def test_a_misspelt_setting_is_refused_and_the_nearest_named(tmp_path: Path) -> None:
+    line = refused(serve(environment(tmp_path, PLAUDIT_AUTO_PROMTE="true")))
+    assert "PLAUDIT_AUTO_PROMTE" in line and "PLAUDIT_AUTO_PROMOTE" in line
+
+
 def test_a_second_server_on_the_same_folder(tmp_path: Path) -> None:
     with running(environment(tmp_path)):
         assert "another Plaudit server" in refused(serve(environment(tmp_path)))

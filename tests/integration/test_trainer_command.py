@@ -116,6 +116,11 @@ def test_a_value_out_of_range_names_its_setting(data: Path) -> None:
     assert "PLAUDIT_TRAINER_LEASE_S" in only_line(run("--data", str(data), PLAUDIT_TRAINER_LEASE_S="nan"))
 
 
+def test_a_misspelt_setting_is_refused_and_the_nearest_named(data: Path) -> None:
+    line = only_line(run("--data", str(data), PLAUDIT_TRAINER_MIN_RECORD="8"))
+    assert "PLAUDIT_TRAINER_MIN_RECORD:" in line and "PLAUDIT_TRAINER_MIN_RECORDS" in line
+
+
 def test_a_data_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert "PLAUDIT_DATA" in only_line(run("--data", str(tmp_path / "file")))

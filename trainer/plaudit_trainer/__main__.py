@@ -65,8 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 def _config(given: dict[str, Any]) -> "TrainerConfig":
     from pydantic import ValidationError
 
+    from plaudit.environment import unknown_variable
     from plaudit_trainer.config import TrainerConfig
 
+    known = {name.upper() for name in TrainerConfig.model_fields}
+    if refusal := unknown_variable(os.environ, "PLAUDIT_TRAINER_", known):
+        raise SettingError(refusal)
     try:
         return TrainerConfig(**given)
     except ValidationError as error:
