@@ -232,6 +232,7 @@ async def tell(taste: str, plan: Plan, *, model: Path, folder: Path, port: int, 
                 console.print(f"  {taste}: round {number}: {words}", markup=False, highlight=False)
             with Clock(story, "judge newest"):
                 await judge_newest(client, story, held_out, plan.samples, likes)
+            console.print(f"  {taste}: newest, {story.newest}, {rate(story.new_hits)} on the same questions")
             with Clock(story, "roll back"):
                 story.rollback = await roll_back(client, story)
             console.print(f"  {taste}: {story.rollback}", markup=False, highlight=False)

@@ -24,18 +24,23 @@ from tests.support.engine_faults import Workbench, on_wrong_base, zeroed
 async def _good_swaps(bench: Workbench, sequences: Any, swaps: int, folder: Path) -> list[dict[str, Any]]:
     """Each swap a new adapter, one Adam step from its parent, every third from base."""
     rows: list[dict[str, Any]] = []
-    parent: Published | None = None
-    for number in range(1, swaps + 1):
-        parent = None if number % 3 == 1 else parent
-        start = 4 * number % (len(sequences) - 4)
-        adapter = bench.reference.step(
-            parent.adapter if parent else None, sequences[start : start + 4], seed=number, size=3e-4
-        )
-        new = publish(folder, bench.reference, name=f"v{number}", parent=parent, adapter=adapter, sequences=sequences)
-        report = await bench.install(new, bench.client, parent)
-        rows.append(_row(f"good swap {number}", new, report.replicas[0], report.seconds))
-        _show(rows[-1])
-        parent = new
+    newest: Published | None = None
+    async with bench.engine(bench.client) as engine:
+        for number in range(1, swaps + 1):
+            parent = None if number % 3 == 1 else newest
+            start = 4 * number % (len(sequences) - 4)
+            adapter = bench.reference.step(
+                parent.adapter if parent else None, sequences[start : start + 4], seed=number, size=3e-4
+            )
+            new = publish(
+                folder, bench.reference, name=f"v{number}", parent=parent, adapter=adapter, sequences=sequences
+            )
+            report = await engine.install(new.ref)
+            rows.append(_row(f"good swap {number}", new, report.replicas[0], report.seconds))
+            _show(rows[-1])
+            if newest is not None:
+                await engine.retire(newest.ref.name)
+            newest = new
     return rows
 
 
