@@ -337,7 +337,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tastes", default="you,paragraph", help=f"comma-separated, of {', '.join(TASTES)}")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of votes and training")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of votes and training")
     parser.add_argument("--votes", type=int, default=80, help="votes a round")
     parser.add_argument("--samples", type=int, default=2, help="answers a held-out question")
     parser.add_argument("--minutes", type=float, default=19, help="budget a taste; no new round begins late in it")

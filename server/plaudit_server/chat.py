@@ -18,7 +18,16 @@ _SAMPLING_EXTRAS = (
     "min_tokens",
     "length_penalty",
 )
-_CONSTRAINTS = ("logit_bias", "response_format", "structured_outputs", "bad_words", "allowed_token_ids", "tools")
+_CONSTRAINTS = (
+    "logit_bias",
+    "response_format",
+    "structured_outputs",
+    "bad_words",
+    "allowed_token_ids",
+    "tools",
+    "logits_processors",
+    "vllm_xargs",
+)
 
 
 @dataclass(slots=True)
@@ -72,6 +81,7 @@ class Chat:
     def sampling(self) -> JsonObject:
         """How the tokens were drawn, as it is kept: numbers only, since other fields can hold a person's words.
 
+        `has_stop`: the caller's own stop strings or tokens could end the answer before its end-of-text token.
         `constrained` marks answers that were drawn under a rule which a plain forward pass does not know.
         """
         asked = self.request
@@ -81,6 +91,7 @@ class Chat:
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "max_tokens": asked.max_completion_tokens or asked.max_tokens,
             "seed": asked.seed,
+            "has_stop": bool(asked.stop or extra.get("stop_token_ids")),
         }
         numbers = {name: extra[name] for name in _SAMPLING_EXTRAS if isinstance(extra.get(name), int | float)}
         constrained: JsonObject = {"constrained": True} if any(extra.get(name) for name in _CONSTRAINTS) else {}

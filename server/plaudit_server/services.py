@@ -115,16 +115,18 @@ def build_engine(settings: Settings) -> Engine:
     """The engine that the settings name. Blocks while the bundled model is unpacked.
 
     Raises:
-        SettingError: the model is not there.
+        SettingError: the model is not there, or the engine cannot serve it.
     """
     if settings.engine == "fake":
         from plaudit_server.engine.fake import FakeEngine
 
         return FakeEngine()
     from plaudit_server.engine.bundled import ensure_model
+    from plaudit_server.engine.transformers_engine import serves_by_transformers, transformers_engine
     from plaudit_server.engine.vllm import VllmEngine
 
-    return VllmEngine(settings, ensure_model(settings))
+    base = ensure_model(settings)
+    return transformers_engine(settings, base) if serves_by_transformers(settings, base) else VllmEngine(settings, base)
 
 
 @contextmanager

@@ -248,6 +248,8 @@ class Serving:
         self._wake.set()
 
     async def _ensure_resident(self, version: str) -> None:
+        if self._states.get(version) != "ready":  # it may have become so a moment ago, and the move below would see it
+            await self.refresh()
         # With the engine down there is nothing to wait for: it will load what the aliases name before it serves.
         row = self._rows.get(version)
         if self._states.get(version) != "ready" or self._engine.is_ready(version) or not self._engine.is_ready(BASE):

@@ -20,12 +20,16 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="SQLAlchemy async URL; unset: SQLite in the data folder")
     model: str | None = Field(default=None, description="Hugging Face id or folder; unset: the bundled model")
 
-    engine: Literal["vllm", "fake"] = Field(default="vllm", description="`fake` answers nonsense, for tests only")
+    engine: Literal["auto", "vllm", "transformers", "fake"] = Field(
+        default="auto",
+        description="auto: vLLM, or `transformers` (slower) for a model with an encoder; "
+        "`fake` answers nonsense, for tests only",
+    )
     engine_urls: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="comma-separated URLs of running vLLM servers; unset: start one as a child"
     )
     engine_args: str = Field(
-        default="", description="further arguments for vLLM's api_server, as a shell would split them"
+        default="", description="further arguments for the engine's command, as a shell would split them"
     )
     engine_eager: bool | None = Field(
         default=None,

@@ -19,6 +19,7 @@ import httpx
 from rich.console import Console
 
 from plaudit_server.engine.bundled import ensure_model
+from plaudit_server.engine.transformers_engine import NOTE, serves_by_transformers
 from plaudit_server.errors import SettingError
 from plaudit_server.settings import Settings
 
@@ -27,6 +28,7 @@ LOCAL_DEFAULTS: Mapping[str, str] = {
     "PLAUDIT_AUTO_PROMOTE": "true",
     "PLAUDIT_TRAINER_MIN_RECORDS": "16",
     "PLAUDIT_TRAINER_MAX_VOTES_PER_USER": "0",
+    "PLAUDIT_TRAINER_MAX_YOUNG_SHARE": "1",
 }
 """What a run for one person at one desk needs and production must decide for itself; said at every start."""
 
@@ -154,6 +156,8 @@ class Supervisor:
         self._check_port()
         base = ensure_model(self.settings)
         self._say(f"base model: {base.name}")
+        if serves_by_transformers(self.settings, base):
+            self._say(NOTE)
         environment |= {
             "PLAUDIT_MODEL": str(base),
             "PLAUDIT_DATA": str(self.settings.data.resolve()),
@@ -162,7 +166,7 @@ class Supervisor:
         }
         self._add("server", ["-m", "plaudit_server", "serve"], environment)
         self._await("server listening", "/healthz")
-        self._await("engine healthy: vLLM answers", "/readyz")
+        self._await("engine healthy: the model answers", "/readyz")
         self._add("trainer", ["-m", "plaudit_trainer"], environment)
         self._say("trainer waiting for feedback")
         self._greet()

@@ -1,5 +1,8 @@
 """Rows of the store as messages of the wire. What was sealed is opened here and nowhere else."""
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams, StoredCompletion
 from plaudit.wire.feedback import Comparison, Event, Feedback
@@ -218,9 +221,14 @@ def lease_state(row: BatchRow) -> LeaseState:
     )
 
 
+Since = Mapping[str, datetime]
+"""When each rater was first seen, by their keyed hash."""
+
+
 def batch(data: BatchData, cipher: Cipher) -> Batch:
     """A leased batch with its texts and tokens."""
-    expires = data.lease_expires_at_ms
+    expires, leased = data.lease_expires_at_ms, data.leased_at_ms
+    since = {user: to_moment(seen) for user, seen in data.first_seen_ms.items()}
     return Batch(
         id=data.id,
         state=data.state,
@@ -229,13 +237,15 @@ def batch(data: BatchData, cipher: Cipher) -> Batch:
         available=data.available,
         needed=data.needed,
         lease_expires_at=None if expires is None else to_moment(expires),
-        records=[_record(record, cipher) for record in data.records],
-        comparisons=[found for found in (_sides(each, cipher) for each in data.comparisons) if found],
+        leased_at=None if leased is None else to_moment(leased),
+        records=[_record(record, since, cipher) for record in data.records],
+        comparisons=[found for found in (_sides(each, since, cipher) for each in data.comparisons) if found],
+        prompts=[unseal(row.sealed, cipher).messages for row in data.prompts],
         dropped=data.dropped,
     )
 
 
-def _record(record: LeasedRecord, cipher: Cipher) -> TrainingRecord:
+def _record(record: LeasedRecord, since: Since, cipher: Cipher) -> TrainingRecord:
     row = record.interaction
     said = unseal(row.sealed, cipher)
     return TrainingRecord(
@@ -252,17 +262,17 @@ def _record(record: LeasedRecord, cipher: Cipher) -> TrainingRecord:
         sampling=SamplingParams.model_validate(row.sampling),
         end_user=row.end_user,
         redacted=row.redacted,
-        votes=[_vote(given, cipher) for given in record.feedback if given.value is not None or given.correction],
+        votes=[_vote(given, since, cipher) for given in record.feedback if given.value is not None or given.correction],
     )
 
 
-def _vote(row: StoredFeedback, cipher: Cipher) -> RecordVote:
+def _vote(row: StoredFeedback, since: Since, cipher: Cipher) -> RecordVote:
     return RecordVote(
         feedback_id=row.id,
         key=row.key,
-        # A correction without a vote says which answer would have been better, and nothing about this one's sign.
-        value=0.0 if row.value is None else row.value,
+        value=row.value,
         end_user=row.end_user,
+        rater_since=since.get(row.end_user or ""),
         source=row.source,
         occurred_at=to_moment(row.occurred_at_ms),
         tags=row.tags,
@@ -270,7 +280,7 @@ def _vote(row: StoredFeedback, cipher: Cipher) -> RecordVote:
     )
 
 
-def _sides(leased: LeasedComparison, cipher: Cipher) -> TrainingComparison | None:
+def _sides(leased: LeasedComparison, since: Since, cipher: Cipher) -> TrainingComparison | None:
     """A comparison with both texts. A side that is not a record of the batch goes by its text alone."""
     row = leased.comparison
     prompt = leased.chosen or leased.rejected
@@ -282,6 +292,7 @@ def _sides(leased: LeasedComparison, cipher: Cipher) -> TrainingComparison | Non
         return None
     return TrainingComparison(
         id=row.id,
+        source=leased.source,
         messages=unseal(prompt.sealed, cipher).messages,
         chosen_id=row.chosen_id if row.chosen_id in leased.in_batch else None,
         rejected_id=row.rejected_id if row.rejected_id in leased.in_batch else None,
@@ -289,6 +300,7 @@ def _sides(leased: LeasedComparison, cipher: Cipher) -> TrainingComparison | Non
         rejected_text=rejected,
         tie=row.tie,
         end_user=row.end_user,
+        rater_since=since.get(row.end_user or ""),
     )
 
 

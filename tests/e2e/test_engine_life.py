@@ -20,8 +20,7 @@ from plaudit_server.engine.swap import Replica
 from plaudit_server.engine.vllm import VllmEngine
 from plaudit_server.errors import EngineRefused
 from plaudit_server.settings import Settings
-from tests.support.engine_adapters import publish
-from tests.support.engine_faults import Workbench
+from tests.support.engine_faults import Case
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -55,12 +54,10 @@ def alive(processes: list[psutil.Process]) -> list[str]:
     return [" ".join(p.cmdline())[:60] for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-async def test_it_comes_back_with_what_it_had_and_goes_with_its_owner(base_model: Path, tmp_path: Path) -> None:
-    async with Workbench.open(base_model, tmp_path) as bench:
-        await _streams_and_aborts(bench.client)
-        sequences = await bench.draw(prompts=12, tokens=32)
-    adapter = bench.reference.step(None, sequences[:4], seed=1)
-    v1 = publish(tmp_path, bench.reference, name="v1", parent=None, adapter=adapter, sequences=sequences).ref
+async def test_it_comes_back_with_what_it_had_and_goes_with_its_owner(
+    case: Case, base_model: Path, tmp_path: Path
+) -> None:
+    v1 = case.parent.ref
     host = Host(tmp_path, str(base_model), v1.location, v1.parent, v1.manifest_sha256)
     try:
         await host.until(lambda s: "v1" in s["resident"], 240)
@@ -81,8 +78,10 @@ async def test_it_comes_back_with_what_it_had_and_goes_with_its_owner(base_model
         host.process.wait()
 
 
-async def _streams_and_aborts(client: ReplicaClient) -> None:
+@pytest.mark.asyncio(loop_scope="session")
+async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
     """Everything about chatting that only real vLLM can show."""
+    client = case.bench.client
     messages: Any = [{"role": "user", "content": "Count from one to a thousand, in words, with commas."}]
     ask: Any = {"messages": messages, "max_tokens": 24, "seed": 7, "n": 2, "stop": ["zebra"]}
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from plaudit.wire.training import Batch
+from plaudit_trainer import batches
+from plaudit_trainer.config import TrainerConfig
 from tests.support.server import serving, version_body
 
 LEASE = "/v1/batches:lease"
@@ -133,3 +136,55 @@ async def test_the_trainer_waits_for_the_engine(tmp_path: Path) -> None:
         body = {"version": "base", "prompts": [{"prompt_ids": [1]}]}
         answer = await server.admin.post("/v1/training/generate", json=body)
         assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+
+
+CONSTRAINED = [
+    {"logit_bias": {"5": 3}},
+    {"response_format": {"type": "json_object"}},
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+    {"structured_outputs": {"choice": ["yes", "no"]}},
+    {"allowed_token_ids": [1, 2, 3]},
+    {"bad_words": ["no"]},
+    {"temperature": 0},
+    {"top_p": 0.9},
+    {"top_k": 5},
+    {"min_p": 0.1},
+    {"repetition_penalty": 1.2},
+    {"presence_penalty": 0.5},
+    {"min_tokens": 4},
+]
+
+
+@pytest.mark.parametrize("fields", CONSTRAINED, ids=lambda fields: next(iter(fields)))
+async def test_answers_not_drawn_from_the_plain_distribution_enter_no_ratio(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    """What the server says of such an answer must make the trainer drop it as a trajectory, and keep its vote."""
+    async with serving(tmp_path) as server:
+        plain = await server.chat("one", user="a", temperature=0.7, stop=["\n\n\n"])
+        ruled = await server.chat("two", user="b", **fields)
+        for answer, user in ((plain, "a"), (ruled, "b")):
+            assert (await server.vote(answer["id"], user == "a", end_user=user)).is_success
+        leased = (await server.admin.post(LEASE, json={"worker": "w", "min_records": 1, "max_prompts": 4})).json()
+    batch = batches.build(
+        Batch.model_validate(leased), lambda _, text: ([1], [2]), TrainerConfig(min_examples=2, max_young_share=1)
+    )
+    assert [t.temperature for t in batch.trajectories] == [0.7]
+    assert batch.trajectories[0].has_stops
+    assert len(batch.singles) == 2 and batch.reason is None
+    assert sum(n for reason, n in batch.dropped.items() if reason.startswith("trajectory_")) == 1
+
+
+async def test_regenerations_raters_and_log_prompts_reach_the_trainer(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        old, new = await server.chat("same", seed=1, user="a"), await server.chat("same", seed=2, user="a")
+        await server.chat("of somebody else", user="b")
+        event = {"response_id": old["id"], "type": "regenerate", "new_response_id": new["id"], "end_user": "a"}
+        assert (await server.admin.post("/v1/events", json=event)).status_code == 201
+        leased = (await server.admin.post(LEASE, json={"worker": "w", "min_records": 1, "max_prompts": 4})).json()
+    (pair,) = leased["comparisons"]
+    assert (pair["source"], pair["chosen_id"], pair["rejected_id"]) == ("regeneration", new["id"], old["id"])
+    assert pair["rater_since"] is not None and leased["leased_at"] >= pair["rater_since"]
+    assert leased["prompts"] == [[{"role": "user", "content": "of somebody else"}]]
+    made = batches.build(Batch.model_validate(leased), lambda _, text: ([1], [2]), TrainerConfig(max_young_share=1))
+    assert [p.source for p in made.pairs] == ["regeneration"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from plaudit_server.domain import views
+from plaudit_server import views
 from plaudit_server.domain.moments import DAY_MS
 from plaudit_server.domain.records import SavedAnswer
 from plaudit_server.errors import Conflict, NotFound

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plaudit_server.domain import views
+from plaudit_server import views
 from plaudit_server.domain.ids import choice_id, new_completion_id
 from plaudit_server.domain.moments import DAY_MS, now_ms
 from plaudit_server.domain.privacy import PlainCipher, SealedText

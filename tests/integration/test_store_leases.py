@@ -2,6 +2,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
@@ -9,12 +10,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from plaudit.wire.training import AckRequest, FailRequest, HeartbeatRequest
-from plaudit_server.domain import views
-from plaudit_server.domain.moments import DAY_MS
+from plaudit_server import views
+from plaudit_server.domain.ids import new_id
+from plaudit_server.domain.moments import DAY_MS, to_moment
 from plaudit_server.domain.privacy import PlainCipher, SealedText
-from plaudit_server.domain.records import BatchData, BatchRow
+from plaudit_server.domain.records import BatchData, BatchRow, StoredEvent
 from plaudit_server.errors import Conflict, NotFound
-from plaudit_server.store import interactions, leases, runs
+from plaudit_server.store import events, interactions, leases, runs
 from plaudit_server.store import tables as t
 from plaudit_server.store.database import Database
 from tests.support.store_rows import (
@@ -86,7 +88,7 @@ async def test_a_correction_without_a_vote_is_enough(db: Database) -> None:
     (answer,) = await store_answers(db, 1)
     await vote(db, answer, None, correction=SealedText(b"Lyon."))
     (record,) = views.batch(await take(db), PlainCipher()).records
-    assert [(v.value, v.correction) for v in record.votes] == [(0.0, "Lyon.")]
+    assert [(v.value, v.correction) for v in record.votes] == [(None, "Lyon.")]
 
 
 async def test_what_may_not_be_learnt_from_is_passed_over_and_counted(db: Database) -> None:
@@ -172,6 +174,97 @@ async def test_a_late_comparison_of_consumed_answers_does_not_reopen_them(db: Da
     assert (await take(db)).available == 0
     await compare(db, fresh, first)  # a new answer against a consumed one teaches something
     assert _ids(await take(db)) == [fresh]
+
+
+# ── regenerations ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _again(db: Database, old: str, new: str | None, **changes: Any) -> StoredEvent:
+    values: dict[str, Any] = {"id": new_id("evt_"), "response_id": old, "type": "regenerate", "new_response_id": new}
+    values |= {"end_user": "eu_1", "occurred_at_ms": NOW, "received_at_ms": NOW}
+    event = StoredEvent(**(values | changes))
+    return await db.write(lambda conn: events.add(conn, event))
+
+
+async def test_a_regenerated_answer_that_was_kept_is_preferred_once(db: Database) -> None:
+    old, new = await store_answers(db, 2)
+    event = await _again(db, old, new)
+    batch = await take(db)
+    assert _ids(batch) == [old, new]
+    (shown,) = views.batch(batch, PlainCipher()).comparisons
+    assert (shown.id, shown.source, shown.chosen_id, shown.rejected_id) == (event.id, "regeneration", new, old)
+    assert (await take(db, "w2")).state == "insufficient_data"
+    await _fail(db, batch, release=True)
+    again = await take(db)
+    assert [pair.comparison.id for pair in again.comparisons] == [event.id]
+    assert (await _ack(db, again)).comparisons == 0
+    assert (await take(db)).state == "insufficient_data"
+
+
+async def test_an_answer_sent_back_in_its_turn_was_not_kept(db: Database) -> None:
+    first, second, third = await store_answers(db, 3)
+    await _again(db, first, second)
+    await _again(db, second, third)
+    (pair,) = (await take(db)).comparisons
+    assert (pair.comparison.chosen_id, pair.comparison.rejected_id) == (third, second)
+
+
+async def test_a_kept_answer_that_is_sent_back_during_the_lease_is_no_preference(db: Database) -> None:
+    first, second, third = await store_answers(db, 3)
+    await _again(db, first, second)
+    assert len((await take(db)).comparisons) == 1
+    await _again(db, second, third)
+    again = await take(db)
+    assert (again.resumed, again.comparisons, again.records) == (True, [], [])
+
+
+@pytest.mark.parametrize("changes", [{"train_consent": False}, {"status": "aborted"}, {"prompt_key": "another"}])
+async def test_regenerations_that_cannot_be_compared_teach_nothing(db: Database, changes: dict[str, Any]) -> None:
+    (old,) = await store_answers(db, 1)
+    (new,) = await store_answers(db, 1, **changes)
+    await _again(db, old, new)
+    await _again(db, old, None)
+    await _again(db, old, new, type="copy")
+    assert (await take(db)).state == "insufficient_data"
+
+
+async def test_a_regeneration_of_consumed_answers_does_not_reopen_them(db: Database) -> None:
+    old, new = await store_voted(db, 2)
+    batch = await take(db)
+    await _again(db, old, new)
+    await _ack(db, batch)
+    assert (await take(db)).available == 0
+
+
+# ── raters and prompts ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_raters_come_with_the_moment_they_were_first_seen(db: Database) -> None:
+    await store_answers(db, 1, created_at_ms=NOW - 9 * DAY_MS, end_user="eu_old")
+    (answer,) = await store_answers(db, 1, end_user="eu_asker")
+    await vote(db, answer, end_user="eu_old")
+    await vote(db, "chatcmpl-elsewhere", end_user="eu_voter", received_at_ms=NOW - 3 * DAY_MS)
+    await vote(db, answer, end_user="eu_voter")
+    await vote(db, answer, end_user="eu_new")
+    await vote(db, answer, end_user=None)
+    await compare(db, answer, None, end_user="eu_old")
+    shown = views.batch(await take(db), PlainCipher())
+    ages = {v.end_user: v.rater_since and (to_moment(NOW) - v.rater_since).days for v in shown.records[0].votes}
+    assert ages == {"eu_old": 9, "eu_voter": 3, "eu_new": 0, None: None}
+    assert shown.comparisons[0].rater_since == to_moment(NOW - 9 * DAY_MS)
+    assert shown.leased_at == to_moment(NOW)
+
+
+async def test_prompts_of_the_log_come_along_newest_first_and_once(db: Database) -> None:
+    await store_voted(db, 1)
+    for i, changes in enumerate([{}, {}, {"train_consent": False}, {"status": "aborted"}, {}]):
+        await store_answers(db, 2, prompt_key=f"other {i}", created_at_ms=NOW - 50_000 + i, **changes)
+    await store_answers(db, 1, prompt_key="later", created_at_ms=NOW + 1)
+    assert views.batch(await take(db), PlainCipher()).prompts == []
+    resumed = await take(db, max_prompts=8)
+    assert [row.prompt_key for row in resumed.prompts] == ["other 4", "other 1", "other 0"]
+    assert len((await take(db, max_prompts=2)).prompts) == 2
+    assert views.batch(resumed, PlainCipher()).prompts[0][0]["role"] == "user"
 
 
 # ── holding, resuming, losing ───────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import pytest
 
 from plaudit.wire.training import FailRequest, RunCreate, RunUpdate
 from plaudit.wire.versions import GateCheck, GateReport, VersionCreate
-from plaudit_server.domain import views
+from plaudit_server import views
 from plaudit_server.domain.records import AliasRow, RunRow, VersionRow
 from plaudit_server.errors import Conflict, NotFound, PlauditError, PreconditionFailed
 from plaudit_server.store import aliases, audit, interactions, leases, runs, versions
@@ -383,5 +383,5 @@ async def test_moves_are_audited_and_refusals_are_not(db: Database) -> None:
         ("rollback", "key_1", "stable", {"from": first, "to": "base", "reason": "bad"}),
         ("promote", "key_1", "stable", {"from": "base", "to": first, "reason": "test"}),
     ]
-    assert views.audit_entry(entries[0]).action == "rollback"
+    assert views.audit(entries[0]).action == "rollback"
     assert views.alias((await db.read(aliases.get_all))["stable"]).etag == "3"

@@ -116,6 +116,27 @@ def test_a_value_out_of_range_names_its_setting(data: Path) -> None:
     assert "PLAUDIT_TRAINER_LEASE_S" in only_line(run("--data", str(data), PLAUDIT_TRAINER_LEASE_S="nan"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="not Linux, or built without autogroups")
+def test_it_steps_back_as_a_session_too() -> None:
+    code = (
+        "import pathlib\n"
+        "from plaudit_trainer.__main__ import _be_modest\n"
+        "from plaudit_trainer.config import TrainerConfig\n"
+        "_be_modest(TrainerConfig(niceness=7))\n"
+        "print(pathlib.Path('/proc/self/autogroup').read_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        start_new_session=True,
+    )
+    assert done.stdout.split()[-2:] == ["nice", "7"]
+
+
 def test_a_misspelt_setting_is_refused_and_the_nearest_named(data: Path) -> None:
     line = only_line(run("--data", str(data), PLAUDIT_TRAINER_MIN_RECORD="8"))
     assert "PLAUDIT_TRAINER_MIN_RECORD:" in line and "PLAUDIT_TRAINER_MIN_RECORDS" in line

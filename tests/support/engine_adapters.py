@@ -121,7 +121,7 @@ def publish(
             )
             for s, before, after in zip(
                 sequences,
-                reference.logprobs(sequences, parent.adapter if parent else None),
+                _logprobs_before(reference, sequences, parent),
                 reference.logprobs(sequences, adapter),
                 strict=True,
             )
@@ -136,6 +136,19 @@ def publish(
         fingerprint=reference.fingerprint,
     )
     return Published(ref, adapter, probe)
+
+
+def _logprobs_before(
+    reference: Reference, sequences: Sequence[TokenSequence], parent: Published | None
+) -> list[list[float]]:
+    """The parent's, from its own probe where that has the same sequences: half of a publication's arithmetic."""
+    if parent is None:
+        return reference.logprobs(sequences, None)
+    known = {(tuple(s.prompt_ids), tuple(s.response_ids)): s.new_logprobs for s in parent.probe.sequences}
+    wanted = [(tuple(s.prompt_ids), tuple(s.response_ids)) for s in sequences]
+    if all(key in known for key in wanted):
+        return [known[key] for key in wanted]
+    return reference.logprobs(sequences, parent.adapter)
 
 
 def write_version(

@@ -14,13 +14,13 @@ import torch
 
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratePrompt, TokenSequence
-from plaudit.wire.versions import ProofReport
-from plaudit_server.engine.process import EngineChild, detect_device
+from plaudit.wire.versions import ProofReport, ReplicaProof
+from plaudit_server.engine.process import EngineChild
 from plaudit_server.engine.replica import ReplicaClient
 from plaudit_server.engine.swap import Bounds, probe_replica
 from plaudit_server.engine.vllm import VllmEngine
 from plaudit_server.settings import Settings
-from tests.support.engine_adapters import Adapter, Published, Reference, write_version
+from tests.support.engine_adapters import Adapter, Published, Reference, publish, write_version
 
 TOPICS = ("bees", "rain", "chess", "bread", "trains", "music", "the moon", "dogs", "tea", "football", "paint", "trees")
 ASKS = ("Tell me about", "Give me advice on", "Write a question about")
@@ -62,7 +62,7 @@ class Workbench:
     @contextlib.asynccontextmanager
     async def open(cls, base: Path, folder: Path) -> AsyncIterator["Workbench"]:
         """Start vLLM; stop it at the end."""
-        child = await EngineChild.start(Settings(data=folder, engine_kv_cache_gib=1), base, detect_device())
+        child = await EngineChild.start(Settings(data=folder, engine_kv_cache_gib=1), base)
         try:
             async with ReplicaClient(socket=child.launch.socket) as client:
                 while not await client.healthy():
@@ -133,6 +133,49 @@ class Workbench:
                 await self.client.unload_adapter(name)
             (held,) = await self.client.call_workers("plaudit_adapters")
             await self.client.call_workers("plaudit_forget", held)
+
+
+class Case:
+    """A workbench with a parent, resident, and its child; both are a small step of training."""
+
+    def __init__(self, bench: Workbench, engine: VllmEngine, parent: Published, new: Published) -> None:
+        self.bench, self.engine, self.parent, self.new = bench, engine, parent, new
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, base: Path, folder: Path) -> AsyncIterator["Case"]:
+        """Start vLLM, train both, install the parent."""
+        async with Workbench.open(base, folder) as bench:
+            sequences = await bench.draw(prompts=16, tokens=48)
+            first = bench.reference.step(None, sequences[:4], seed=1)
+            parent = publish(folder, bench.reference, name="v1", parent=None, adapter=first, sequences=sequences)
+            second = bench.reference.step(first, sequences[4:8], seed=2)
+            new = publish(folder, bench.reference, name="v2", parent=parent, adapter=second, sequences=sequences)
+            async with bench.engine(bench.client) as engine:
+                report = await engine.install(parent.ref)
+                assert report.passed, report.reason
+                yield cls(bench, engine, parent, new)
+
+    async def install(self, client: ReplicaClient) -> ReplicaProof:
+        """The swap to the child through this client; what was installed is retired again."""
+        replica = self.engine._replicas[0]
+        replica.client = client
+        try:
+            report = await self.engine.install(self.new.ref)
+        finally:
+            replica.client = self.bench.client
+            await self.engine.retire(self.new.ref.name)
+        assert report.passed == report.replicas[0].passed
+        return report.replicas[0]
+
+
+def renamed(version: Published, name: str, fingerprint: str) -> Published:
+    """The same weights and probe as another version, child of base."""
+    folder = Path(version.ref.location).with_name(name)
+    ref = write_version(
+        folder, adapter=version.adapter, probe=version.probe, name=name, parent="base", fingerprint=fingerprint
+    )
+    return Published(ref, version.adapter, version.probe)
 
 
 def zeroed(version: Published) -> Path:

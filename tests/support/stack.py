@@ -51,6 +51,7 @@ class Stack:
             "PLAUDIT_CONSENT_DEFAULT": "granted",
             "PLAUDIT_TRAINER_URL": self.url,
             "PLAUDIT_TRAINER_POLL_S": "1",
+            "PLAUDIT_TRAINER_MAX_YOUNG_SHARE": "1",  # every rater of a test is new
             **(environment or {}),
         }
 

@@ -12,13 +12,13 @@ VOCABULARY = 64
 END = 2
 
 
-def tiny_llama(layers: int = 4, seed: int = 0) -> Any:
-    """A random Llama with 64 tokens; weights are wide enough that log-probabilities differ visibly."""
+def tiny_llama(layers: int = 4, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+    """A random Llama, by default with 64 tokens; weights are wide enough that log-probabilities differ visibly."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,

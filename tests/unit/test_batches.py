@@ -1,76 +1,22 @@
 """What becomes of votes: singles, pairs, trajectories, caps, drops, folds."""
 
-from collections import Counter
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
-from plaudit.wire.training import Batch, RecordVote, TrainingComparison, TrainingRecord
+from plaudit.wire.training import TrainingComparison, TrainingRecord
 from plaudit_trainer import batches
 from plaudit_trainer.batches import PreferenceBatch
 from plaudit_trainer.config import TrainerConfig
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def encode(messages: Sequence[JsonObject], answer: str) -> tuple[list[int], list[int]]:
-    return [ord(c) for c in str(messages[-1]["content"])], [*(ord(c) for c in answer), 2]
-
-
-def record(
-    i: int, *, value: float | None = 1.0, user: str | None = "", question: str = "", **changes: Any
-) -> TrainingRecord:
-    question = question or f"question {i}"
-    vote = RecordVote(
-        feedback_id=f"f{i}",
-        key="thumb",
-        value=value if value is not None else 0.0,
-        end_user=f"u{i}" if user == "" else user,
-        source="user",
-        occurred_at=NOW + timedelta(seconds=i),
-    )
-    fields: dict[str, Any] = {
-        "response_id": f"r{i}",
-        "version": "v1",
-        "created_at": NOW,
-        "prompt_key": question,
-        "messages": [{"role": "user", "content": question}],
-        "content": f"answer {i}",
-        "prompt_ids": [ord(c) for c in question],
-        "response_ids": [100 + i, 2],
-        "logprobs": [-1.0, -2.0],
-        "finish_reason": "stop",
-        "sampling": SamplingParams(temperature=0.8),
-        "end_user": "asker",
-        "redacted": False,
-        "votes": [vote] if value is not None else [],
-    }
-    return TrainingRecord(**(fields | changes))
+from tests.support.training_rows import comparison, encode, leased, record
 
 
 def built(
     records: list[TrainingRecord], comparisons: list[TrainingComparison] | None = None, **config: Any
 ) -> PreferenceBatch:
-    batch = Batch(id="b", state="leased", available=1, needed=1, records=records, comparisons=comparisons or [])
-    return batches.build(batch, encode, TrainerConfig(**({"min_examples": 2} | config)))
-
-
-def comparison(**changes: Any) -> TrainingComparison:
-    fields: dict[str, Any] = {
-        "id": "c1",
-        "messages": [{"role": "user", "content": "question 0"}],
-        "chosen_id": "r0",
-        "rejected_id": None,
-        "chosen_text": "answer 0",
-        "rejected_text": "worse",
-        "tie": None,
-        "end_user": "judge",
-    }
-    return TrainingComparison(**(fields | changes))
+    batch = leased(records, comparisons)
+    return batches.build(batch, encode, TrainerConfig(**({"min_examples": 2, "max_weight_share": 0} | config)))
 
 
 UP_AND_DOWN = [record(0, value=1.0), record(1, value=-1.0)]
@@ -103,6 +49,8 @@ def test_ids_are_the_engines_where_it_gave_them_and_encoded_where_redaction_took
         ({"sampling": SamplingParams(min_p=0.1)}, "trajectory_truncated_sampling"),
         ({"sampling": SamplingParams(repetition_penalty=1.1)}, "trajectory_altered_logits"),
         ({"sampling": SamplingParams(logit_bias={"5": 3})}, "trajectory_altered_logits"),
+        ({"sampling": SamplingParams(tools=[{"type": "function"}])}, "trajectory_altered_logits"),
+        ({"sampling": SamplingParams(constrained=True)}, "trajectory_altered_logits"),
     ],
 )
 def test_answers_that_cannot_enter_a_ratio_are_dropped_and_counted(changes: dict[str, Any], reason: str) -> None:
@@ -113,7 +61,9 @@ def test_answers_that_cannot_enter_a_ratio_are_dropped_and_counted(changes: dict
 
 
 def test_neutral_sampling_settings_do_not_cost_a_trajectory() -> None:
-    sampling = SamplingParams(temperature=0.7, top_k=-1, min_p=0.0, seed=3, repetition_penalty=1.0, stop=["\n"])
+    sampling = SamplingParams(
+        temperature=0.7, top_k=-1, min_p=0.0, seed=3, repetition_penalty=1.0, constrained=False, has_stop=True
+    )
     trajectory = built([*UP_AND_DOWN, record(2, sampling=sampling)]).trajectories[2]
     assert (trajectory.temperature, trajectory.has_stops, trajectory.vote) == (0.7, True, 1.0)
 
@@ -134,6 +84,69 @@ def test_a_correction_is_preferred_to_the_answer() -> None:
     assert pair.source == "correction"
     assert pair.chosen == (pair.rejected[0], tuple(encode([{"content": ""}], "better")[1]))
     assert pair.rejected[1] == (101, 2)
+
+
+def test_a_correction_without_a_vote_is_a_pair_and_no_vote() -> None:
+    corrected = record(1)
+    corrected.votes[0].value, corrected.votes[0].correction = None, "better"
+    batch = built([record(0), corrected, record(2, value=-1.0)])
+    assert [p.source for p in batch.pairs] == ["correction"]
+    assert {s.response_id for s in batch.singles} == {"r0", "r2"}
+    assert [t.vote for t in batch.trajectories] == [1.0, None, -1.0]
+
+
+def test_votes_that_cancel_out_say_nothing() -> None:
+    torn = record(2)
+    torn.votes.append(torn.votes[0].model_copy(update={"feedback_id": "fx", "end_user": "z", "value": -1.0}))
+    batch = built([*UP_AND_DOWN, torn, record(3, value=0.0)])
+    assert {s.response_id for s in batch.singles} == {"r0", "r1"}
+    assert batch.dropped == {"undecided": 2}
+
+
+REGENERATED = {"source": "regeneration", "chosen_id": "r1", "rejected_id": "r0"}
+
+
+def test_a_regenerated_answer_that_was_kept_counts_half_a_comparison() -> None:
+    silent = [record(0, value=None), record(1, value=None)]
+    batch = built([*silent, record(2)], [comparison(**REGENERATED)])
+    (pair,) = batch.pairs
+    assert (pair.source, pair.chosen[1], pair.rejected[1], pair.weight) == ("regeneration", (101, 2), (100, 2), 0.5)
+    assert batch.dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("kept", "sent_back", "pairs"), [(-1.0, None, 0), (None, 1.0, 0), (1.0, None, 1), (None, -1.0, 1)]
+)
+def test_a_regeneration_that_the_votes_contradict_says_nothing(
+    kept: float | None, sent_back: float | None, pairs: int
+) -> None:
+    batch = built([record(0, value=sent_back), record(1, value=kept), record(2)], [comparison(**REGENERATED)])
+    assert len(batch.pairs) == pairs
+    assert batch.dropped.get("regeneration_against_votes", 0) == 1 - pairs
+
+
+def test_what_a_rater_says_twice_counts_once_from_the_strongest_source() -> None:
+    silent = [record(0, value=None), record(1, value=None), record(2)]
+    said = comparison(chosen_id="r1", rejected_id="r0", chosen_text="answer 1", rejected_text="answer 0")
+    batch = built(silent, [comparison(id="c9", **REGENERATED), said])
+    assert [p.source for p in batch.pairs] == ["comparison"]
+    assert batch.dropped == {"duplicate_pair": 1}
+
+
+def test_comparisons_and_votes_of_a_rater_share_one_cap() -> None:
+    judged = [comparison(id=f"c{i}", rejected_text=f"worse {i}", end_user="busy") for i in range(3)]
+    batch = built([record(i, user="busy", value=(-1.0) ** i) for i in range(4)], judged, max_votes_per_user=4)
+    assert (len(batch.pairs), len(batch.singles)) == (3, 1)
+    assert batch.dropped == {"votes_over_user_cap": 3, "no_counted_vote": 3}
+    assert built([], judged, max_votes_per_user=2).dropped == {"comparisons_over_user_cap": 1}
+
+
+def test_prompts_of_the_log_are_kept_apart_from_the_batchs_own() -> None:
+    batch = leased(UP_AND_DOWN)
+    batch.prompts = [[{"role": "user", "content": q}] for q in ("Question 0!", "another", "Another?")]
+    made = batches.build(batch, encode, TrainerConfig(min_examples=2))
+    assert [m[0]["content"] for m in made.log.values()] == ["Another?"]
+    assert len(made.messages) == 2
 
 
 def test_comparisons_become_pairs_with_the_engines_ids_where_known() -> None:
@@ -157,24 +170,6 @@ def test_a_raters_votes_beyond_the_cap_do_not_count() -> None:
     assert len(batch.singles) == 5
     assert batch.dropped == {"votes_over_user_cap": 2, "no_counted_vote": 2}
     assert len(built(records, max_votes_per_user=0).singles) == 7
-
-
-def test_no_rater_holds_more_than_the_share() -> None:
-    records = [record(i, user="busy", value=1.0) for i in range(10)] + [record(20 + i, value=-1.0) for i in range(10)]
-    batch = built(records, max_votes_per_user=0, max_weight_share=0.2)
-    raw = batches._user_weights(batch.singles, 0.2)
-    held: Counter[str] = Counter()
-    for single in batch.singles:
-        (user,) = single.users
-        held[user] += raw[user]  # type: ignore[assignment]
-    assert max(held.values()) / sum(held.values()) == pytest.approx(0.2)
-    assert min(raw.values()) == raw["busy"]
-
-
-def test_a_share_too_small_for_so_few_raters_means_equal_shares() -> None:
-    records = [record(i, user="a") for i in range(6)] + [record(10 + i, user="b", value=-1.0) for i in range(2)]
-    weights = batches._user_weights(built(records, max_votes_per_user=0).singles, 0.01)
-    assert 6 * weights["a"] == pytest.approx(2 * weights["b"])
 
 
 def test_classes_are_balanced_up_to_fourfold() -> None:
@@ -234,57 +229,14 @@ def test_only_counted_records_appear_as_votes_of_trajectories() -> None:
     assert built([two, UP_AND_DOWN[1]]).trajectories[0].vote == pytest.approx(0.25)
 
 
-# Folds
-
-
-def test_no_rater_and_no_prompt_lies_in_two_folds() -> None:
-    records = [record(i, user=f"u{i // 3}", question=f"Question {i // 6}?", value=(-1.0) ** i) for i in range(60)]
-    batch = built(records)
-    examples = [*batch.singles, *batch.pairs]
-    folds = batches.folds_of(examples, 4)
-    assert set(folds) == {0, 1, 2, 3}
-    where: dict[str, set[int]] = {}
-    for example, fold in zip(examples, folds, strict=True):
-        for key in [example.cluster, *example.users]:
-            where.setdefault(key, set()).add(fold)
-    assert all(len(places) == 1 for places in where.values())
-
-
-def test_every_fold_gets_its_share_of_ups_and_of_downs() -> None:
-    records = [record(i, value=1.0 if i < 16 else -1.0) for i in range(64)]
-    batch = built(records)
-    folds = batches.folds_of(batch.singles, 8)
-    for up in (True, False):
-        counts = Counter(f for f, s in zip(folds, batch.singles, strict=True) if (s.label > 0.5) is up)
-        assert len(counts) == 8 and max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_entangled_raters_are_split_by_prompt() -> None:
-    records = [record(i, user="one", question=f"Question {i // 2}", value=(-1.0) ** (i // 3)) for i in range(40)]
-    batch = built(records, max_votes_per_user=0)
-    examples = [*batch.singles, *batch.pairs]
-    folds = batches.folds_of(examples, 4)
-    assert max(Counter(folds).values()) <= len(examples) / 4 + 2
-    by_cluster: dict[str, set[int]] = {}
-    for example, fold in zip(examples, folds, strict=True):
-        by_cluster.setdefault(example.cluster, set()).add(fold)
-    assert all(len(places) == 1 for places in by_cluster.values())
-
-
 def test_prompts_that_differ_in_case_and_punctuation_are_one_cluster() -> None:
     batch = built([record(0, question="Why is the sky blue?"), record(1, question="why is THE sky blue", value=-1.0)])
     assert len(batch.messages) == 1
-
-
-def test_a_prompt_held_out_once_is_held_out_in_every_batch() -> None:
-    clusters = [f"{i:016x}" for i in range(400)]
-    held = batches.heldout_clusters(clusters, 0.2)
-    assert 50 < len(held) < 110
-    assert batches.heldout_clusters(clusters[:100], 0.2) == held & set(clusters[:100])
 
 
 def test_building_is_deterministic_and_counts_itself() -> None:
     records = [record(i, user=f"u{i // 3}", value=(-1.0) ** i) for i in range(30)]
     assert built(records) == built(records)
     counts = built(records).counts()
+    assert counts["batch/raters"] == 10 and counts["batch/heaviest_rater_share"] == pytest.approx(0.1)
     assert counts["batch/singles"] == 30 and counts["batch/up"] == 15 and counts["batch/trajectories"] == 30

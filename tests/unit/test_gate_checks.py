@@ -1,34 +1,51 @@
 """Each check of the gate passes what it should, refuses what it should, and tells figure, interval and bound."""
 
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
+from scipy.stats import sem, t
 
-from plaudit_trainer import gate
+from plaudit.wire.versions import GateReport
+from plaudit_trainer import gate, gate_checks
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.models import POLICY, REFERENCE, Exchange
-from plaudit_trainer.reward_model import Quality, RewardModel
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
+from plaudit_trainer.quality import Figure, Quality
+from plaudit_trainer.refusals import refuses
+from plaudit_trainer.reward_model import RewardModel
+from plaudit_trainer.rewarding import Independent, Rewards
 from tests.support.tiny_models import END, stir, tiny_backbone
 
 CONFIG = TrainerConfig()
-GOOD = Quality(0.8, 0.7, 0.9, 0.75, 0.1, 64)
 
 
-def prompts(before: float, after: float, count: int = 12, spread: float = 0.0) -> dict[str, gate.PromptFigures]:
+def quality(auroc: float, *, unseen_raters: bool = True) -> Quality:
+    return Quality(
+        Figure(auroc, auroc - 0.1, auroc + 0.1), Figure(0.7, 0.6, 0.8), Figure(0.1, 0.0, 0.2), 64, unseen_raters
+    )
+
+
+GOOD = quality(0.8)
+
+
+def prompts(before: float, after: float, count: int = 12, spread: float = 0.0) -> dict[str, gate_checks.PromptFigures]:
     return {f"p{i}": ([before + spread * (i % 3 - 1)] * 2, [after - spread * (i % 3 - 1)] * 2) for i in range(count)}
 
 
 def test_win_rate_counts_pairs_and_ties() -> None:
-    check = gate.win_check({"a": ([1.0, 2.0], [2.0, 3.0])}, CONFIG)
+    check = gate_checks.win_check("win_rate", {"a": ([1.0, 2.0], [2.0, 3.0])}, CONFIG)
     assert check.value == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     assert check.n == 2
 
 
 def test_clear_wins_pass_and_a_coin_toss_does_not() -> None:
-    assert gate.win_check(prompts(0.0, 1.0), CONFIG).passed
-    assert not gate.win_check(prompts(1.0, 0.0), CONFIG).passed
+    assert gate_checks.win_check("win_rate", prompts(0.0, 1.0), CONFIG).passed
+    assert not gate_checks.win_check("win_rate", prompts(1.0, 0.0), CONFIG).passed
     toss = {f"p{i}": ([0.0], [(-1.0) ** i]) for i in range(12)}
-    check = gate.win_check(toss, CONFIG)
+    check = gate_checks.win_check("win_rate", toss, CONFIG)
     assert check.value == pytest.approx(0.5)
     assert not check.passed
     assert check.low is not None and check.high is not None
@@ -37,44 +54,44 @@ def test_clear_wins_pass_and_a_coin_toss_does_not() -> None:
 
 def test_the_bound_of_the_win_rate_is_a_setting() -> None:
     toss = {f"p{i}": ([0.0], [(-1.0) ** i]) for i in range(40)}
-    assert gate.win_check(toss, TrainerConfig(gate_win_rate=0.3)).passed
+    assert gate_checks.win_check("win_rate", toss, TrainerConfig(gate_win_rate=0.3)).passed
 
 
 def test_kl_beyond_its_ceiling_fails() -> None:
-    assert gate.kl_check([CONFIG.kl_ceiling - 1] * 5, CONFIG).passed
-    assert not gate.kl_check([CONFIG.kl_ceiling + 1] * 5, CONFIG).passed
+    assert gate_checks.kl_check(prompts(0, CONFIG.kl_ceiling - 1), CONFIG).passed
+    assert not gate_checks.kl_check(prompts(0, CONFIG.kl_ceiling + 1), CONFIG).passed
 
 
 def test_growing_answers_fail_unless_allowed() -> None:
-    assert gate.length_check(prompts(40, 44), CONFIG).passed
-    check = gate.length_check(prompts(40, 50), CONFIG)
+    assert gate_checks.length_check(prompts(40, 44), CONFIG).passed
+    check = gate_checks.length_check(prompts(40, 50), CONFIG)
     assert not check.passed and check.value == pytest.approx(0.25)
-    assert gate.length_check(prompts(40, 50), TrainerConfig(gate_length_growth=0.3)).passed
-    assert gate.length_check(prompts(40, 10), CONFIG).passed  # shorter is allowed
+    assert gate_checks.length_check(prompts(40, 50), TrainerConfig(gate_length_growth=0.3)).passed
+    assert gate_checks.length_check(prompts(40, 10), CONFIG).passed  # shorter is allowed
 
 
 def test_answers_that_no_longer_end_fail() -> None:
-    assert gate.end_check(prompts(0.5, 0.4), CONFIG).passed
-    assert not gate.end_check(prompts(0.5, 0.3), CONFIG).passed
+    assert gate_checks.end_check(prompts(0.5, 0.4), CONFIG).passed
+    assert not gate_checks.end_check(prompts(0.5, 0.3), CONFIG).passed
 
 
 def test_heads_at_odds_fail() -> None:
-    assert gate.disagreement_check(prompts(0.2, 0.3), CONFIG).passed
-    assert not gate.disagreement_check(prompts(0.2, 0.9), CONFIG).passed
+    assert gate_checks.disagreement_check(prompts(0.2, 0.3), CONFIG).passed
+    assert not gate_checks.disagreement_check(prompts(0.2, 0.9), CONFIG).passed
 
 
 def test_a_reward_model_below_its_bar_and_any_alarm_fail() -> None:
-    assert gate.reward_check(GOOD, CONFIG).passed
-    assert not gate.reward_check(Quality(0.55, 0.4, 0.7, 0.5, 0.1, 64), CONFIG).passed
-    assert gate.alarm_check([]).passed
-    check = gate.alarm_check(["the adapter is unchanged after training"])
+    assert gate_checks.reward_check(GOOD, CONFIG).passed
+    assert not gate_checks.reward_check(quality(0.55), CONFIG).passed
+    assert gate_checks.alarm_check([]).passed
+    check = gate_checks.alarm_check(["the adapter is unchanged after training"])
     assert not check.passed and check.detail == "the adapter is unchanged after training"
 
 
 def test_intervals_narrow_with_prompts_not_with_answers_to_one() -> None:
     def width(count: int, copies: int) -> float:
         figures = {f"p{i}": ([0.0] * copies, [(-1.0) ** i] * copies) for i in range(count)}
-        check = gate.win_check(figures, CONFIG)
+        check = gate_checks.win_check("win_rate", figures, CONFIG)
         assert check.low is not None and check.high is not None
         return check.high - check.low
 
@@ -89,37 +106,161 @@ def parents(count: int) -> list[Trajectory]:
     ]
 
 
+def decode(ids: Sequence[int]) -> str:
+    return "I am sorry, but no." if 9 in ids else "Certainly."
+
+
+def whole(
+    olds: list[Trajectory],
+    news: list[Exchange],
+    independent: Independent | None = None,
+    backbone: Backbone | None = None,
+) -> GateReport:
+    judge = RewardModel.fresh(torch.randn(40, 64), CONFIG)
+    return gate.check(
+        backbone or tiny_backbone(),
+        Rewards(judge, GOOD, independent),
+        olds,
+        news,
+        decode=decode,
+        alarms=[],
+        config=CONFIG,
+    )
+
+
 def test_the_whole_gate_on_a_model_that_did_not_move() -> None:
     """The same answers: ties everywhere, no growth, no KL. Only a win by luck is missing, and it is not invented."""
     backbone = tiny_backbone()
-    judge = RewardModel.fresh(torch.randn(40, 64), CONFIG)
     olds = parents(8)
-    report = gate.check(
-        backbone, judge, olds, [Exchange(*t.tokens) for t in olds], alarms=[], quality=GOOD, config=CONFIG
-    )
+    with backbone.using(REFERENCE):
+        own = backbone.all_logprobs(backbone.encode([Exchange(*t.tokens) for t in olds]), [1.0] * 8)
+    olds = [replace(t, logprobs=tuple(logprobs.tolist())) for t, logprobs in zip(olds, own, strict=True)]
+    report = whole(olds, [Exchange(*t.tokens) for t in olds], backbone=backbone)
     values = {c.name: c.value for c in report.checks}
     assert values["win_rate"] == 0.5 and values["kl"] == 0 and values["length_growth"] == 0
+    assert values["refusal_change"] == 0 and values["entropy_change"] == pytest.approx(0, abs=1e-6)
     assert report.passed  # no worse than its parent, with certainty: the interval has no width
     assert [c.name for c in report.checks if c.n == 8] == [
-        "win_rate", "kl", "length_growth", "end_of_text_change", "disagreement_growth",
+        "win_rate", "kl", "length_growth", "end_of_text_change", "refusal_change", "entropy_change",
+        "disagreement_growth",
     ]  # fmt: skip
+    assert all(c.low is not None and c.high is not None for c in report.checks if c.n == 8)
+
+
+def test_refusals_are_read_from_the_text() -> None:
+    olds = [t for t in parents(8) if 9 not in t.tokens[1]]
+    news = [Exchange(t.tokens[0], (9, END)) for t in olds]
+    (check,) = [c for c in whole(olds, news).checks if c.name == "refusal_change"]
+    assert check.value == 1.0 and not check.passed
 
 
 def test_kl_is_measured_between_policy_and_reference() -> None:
     backbone = tiny_backbone()
     stir(backbone, POLICY)
-    encoded = backbone.encode([Exchange(*t.tokens) for t in parents(4)])
-    kls = gate.answer_kls(backbone, encoded)
+    exchanges = [Exchange(*t.tokens) for t in parents(4)]
+    (check,) = [c for c in whole(parents(4), exchanges, backbone=backbone).checks if c.name == "kl"]
+    encoded = backbone.encode(exchanges)
     with backbone.using(POLICY):
         after = backbone.all_logprobs(encoded, [1.0] * 4)
     with backbone.using(REFERENCE):
         before = backbone.all_logprobs(encoded, [1.0] * 4)
-    assert kls == pytest.approx([(a - b).sum().item() for a, b in zip(after, before, strict=True)], abs=1e-5)
+    kls = [(a - b).sum().item() for a, b in zip(after, before, strict=True)]
+    assert check.value == pytest.approx(sum(kls) / 4, abs=1e-5)
     assert any(abs(k) > 0.01 for k in kls)
 
 
 def test_without_heldout_answers_nothing_passes() -> None:
-    judge = RewardModel.fresh(torch.randn(40, 64), CONFIG)
-    report = gate.check(tiny_backbone(), judge, [], [], alarms=[], quality=GOOD, config=CONFIG)
+    report = whole([], [])
     assert not report.passed
     assert any("held-out prompts" in line for line in report.refusals)
+
+
+# The independent judge
+
+
+def judge_of(votes: float, auroc: float) -> Independent:
+    model = RewardModel.fresh(torch.randn(40, 64), CONFIG)
+    model.votes = votes
+    return Independent(model, quality(auroc))
+
+
+def test_an_independent_judge_can_refuse_what_the_reward_model_likes() -> None:
+    assert gate_checks.independent_check(judge_of(100, 0.7), prompts(0, 1), CONFIG).passed
+    check = gate_checks.independent_check(judge_of(100, 0.7), prompts(1, 0), CONFIG)
+    assert not check.passed and check.value == 0 and check.n == 24
+    assert check.detail is not None and "100 votes" in check.detail and "AUROC 0.70" in check.detail
+
+
+@pytest.mark.parametrize("judge", [None, judge_of(63, 0.9), judge_of(100, 0.55)])
+def test_a_judge_that_knows_too_little_does_not_count_and_that_is_said(judge: Independent | None) -> None:
+    check = gate_checks.independent_check(judge, prompts(1, 0), CONFIG)
+    assert check.passed and check.value is None and check.detail is not None
+    assert ("below 128 examples" if judge is None else "it has seen") in check.detail
+
+
+# Rates
+
+
+def test_new_refusals_fail() -> None:
+    assert gate_checks.refusal_check(prompts(0.5, 0.52), CONFIG).passed
+    assert not gate_checks.refusal_check(prompts(0.0, 0.1), CONFIG).passed
+
+
+@pytest.mark.parametrize(
+    ("text", "refusing"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I’m unable to say.", True),
+        ("As an AI language model, I have no opinions.", True),
+        ("抱歉，我不能这样做。", True),
+        ("The capital of France is Paris.", False),
+        ("You can say that you are sorry.", False),
+        ("x" * 300 + " I'm sorry", False),
+    ],
+)
+def test_refusals_are_known_by_how_they_open(text: str, refusing: bool) -> None:
+    assert refuses(text) is refusing
+
+
+@pytest.mark.parametrize(("after", "passed"), [(40, True), (25, True), (10, False), (70, False)])
+def test_entropy_may_neither_collapse_nor_explode(after: float, passed: bool) -> None:
+    check = gate_checks.entropy_check(prompts(40, after), prompts(20, 20), CONFIG)
+    assert check.passed is passed and check.value == pytest.approx(after / 40 - 1)
+
+
+def test_entropy_is_a_tokens_not_an_answers() -> None:
+    """Twice as long answers of the same entropy a token have twice the surprise."""
+    assert gate_checks.entropy_check(prompts(40, 80), prompts(20, 40), CONFIG).value == pytest.approx(0)
+
+
+# Intervals and power
+
+
+def test_few_prompts_get_students_interval() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    mean, low, high = gate_checks.mean_interval(values)
+    truth = t.interval(0.95, 4, loc=0.6, scale=sem(values))
+    assert (mean, low, high) == pytest.approx((0.6, *truth), abs=0.01)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 9, 30, 200])
+def test_students_quantiles_are_scipys(degrees: int) -> None:
+    assert gate_checks._student_t(degrees) == pytest.approx(t.ppf(0.975, degrees), rel=0.02)
+
+
+def test_the_smallest_effect_that_would_pass_is_told() -> None:
+    def told(count: int) -> str:
+        toss = {f"p{i}": ([0.0], [(-1.0) ** i]) for i in range(count)}
+        return gate_checks.win_check("win_rate", toss, CONFIG).detail or ""
+
+    assert "100 held-out prompts; a true win rate of 0.62 would pass" in told(100)
+    assert "too few" in told(4)
+
+
+def test_a_gate_of_that_power_passes_four_times_in_five() -> None:
+    """Simulated: candidates that truly win as often as the report of a coin toss says suffices."""
+    dice, passed = random.Random(1), 0
+    for _ in range(150):
+        scores = {f"p{i}": ([0.0], [1.0 if dice.random() < 0.62 else -1.0]) for i in range(100)}
+        passed += gate_checks.win_check("win_rate", scores, CONFIG).passed
+    assert 0.7 < passed / 150 < 0.9

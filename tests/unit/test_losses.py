@@ -4,6 +4,7 @@ import math
 import random
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +160,57 @@ def test_at_the_first_step_the_gradient_is_reinforce() -> None:
 def test_importance_weights_are_truncated_above_only() -> None:
     weights = losses.importance_weights(floats(0, 0, 0), floats(-2, 0, 2), cap=2.0)
     torch.testing.assert_close(weights, floats(2.0, 1.0, math.exp(-2)), **TIGHT)
+
+
+# The whole, against the usual padded and masked arrays
+
+
+def padded_reference(
+    scores: np.ndarray, arrays: dict[str, np.ndarray], mask: np.ndarray, *, beta: float, lam: float, clip: float
+) -> tuple[float, float]:
+    """Policy and value loss as Ziegler et al. 2019 and Schulman et al. 2017 have them, on (B, T) arrays, in float64."""
+    new, old, reference, values = (arrays[name] for name in ("new", "old", "reference", "values"))
+    rewards = -beta * (old - reference) * mask
+    last = mask.sum(1).astype(int) - 1
+    rewards[np.arange(len(last)), last] += scores
+    advantages, running = np.zeros_like(rewards), np.zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] * mask[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
+        running = (rewards[:, t] + following - values[:, t] + lam * running) * mask[:, t]
+        advantages[:, t] = running
+    returns = advantages + values
+    mean = (advantages * mask).sum() / mask.sum()
+    spread = np.sqrt((((advantages - mean) ** 2) * mask).sum() / mask.sum())
+    white = (advantages - mean) / spread
+    ratio = np.exp(new - old)
+    worse = np.maximum(-white * ratio, -white * np.clip(ratio, 1 - clip, 1 + clip))
+    moved = values + np.clip(arrays["new_values"] - values, -clip, clip)
+    square = np.maximum((arrays["new_values"] - returns) ** 2, (moved - returns) ** 2)
+    return (worse * mask).sum() / mask.sum(), 0.5 * (square * mask).sum() / mask.sum()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000))
+def test_end_to_end_the_losses_are_those_of_padded_arrays(seed: int) -> None:
+    """What stands beyond an answer's end in the arrays is noise: a leak of it on either side would show."""
+    draw = np.random.default_rng(seed)
+    lengths = [int(n) for n in draw.integers(1, 8, 5)]
+    mask = (np.arange(8)[None] < np.array(lengths)[:, None]).astype(float)
+    arrays = {name: draw.normal(size=mask.shape) for name in ("new", "old", "reference", "values", "new_values")}
+    scores = draw.normal(size=5)
+    flat = {name: torch.tensor(a[mask > 0], dtype=torch.float32) for name, a in arrays.items()}
+
+    rewards = losses.token_rewards(
+        torch.tensor(scores, dtype=torch.float32), flat["old"], flat["reference"], lengths, beta=0.05
+    )
+    advantages, returns = losses.advantages_and_returns(rewards, flat["values"], lengths, gamma=1.0, lam=0.95)
+    policy = losses.policy_loss(
+        flat["new"], flat["old"], losses.whiten(advantages), torch.ones(sum(lengths)), clip=0.2
+    ).loss
+    value = losses.value_loss(flat["new_values"], flat["values"], returns, clip=0.2)
+    expected = padded_reference(scores, arrays, mask, beta=0.05, lam=0.95, clip=0.2)
+    assert policy.item() == pytest.approx(expected[0], abs=1e-5, rel=1e-4)
+    assert value.item() == pytest.approx(expected[1], abs=1e-5, rel=1e-4)
 
 
 # Value

@@ -1,8 +1,12 @@
 """Passes over the frozen model: no padding is seen, the cut changes nothing, gradients go where they should."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from plaudit_trainer import token_logprobs
 from plaudit_trainer.models import (
     POLICY,
     REFERENCE,
@@ -159,6 +163,101 @@ def test_vocabulary_is_chunked_without_a_seam(monkeypatch: pytest.MonkeyPatch) -
     backbone = tiny_backbone()
     encoded = backbone.encode(EXCHANGES)
     whole = torch.cat(backbone.all_logprobs(encoded, [1.0] * 4))
-    monkeypatch.setattr("plaudit_trainer.models._VOCABULARY_CHUNK", 3)
+    monkeypatch.setattr("plaudit_trainer.token_logprobs.VOCABULARY_CHUNK", 3)
     torch.testing.assert_close(torch.cat(backbone.all_logprobs(encoded, [1.0] * 4)), whole)
     assert backbone.unembedding_VD.shape[0] == VOCABULARY
+
+
+def test_entropies_are_those_of_the_whole_distribution_and_carry_no_gradient() -> None:
+    backbone = tiny_backbone()
+    stir(backbone, POLICY)
+    with backbone.using(POLICY):
+        encoded = backbone.encode(EXCHANGES)
+        logprobs, entropies = backbone.logprobs_and_entropies(encoded, [0.7] * 4)
+        torch.testing.assert_close(logprobs, backbone.logprobs(encoded, [0.7] * 4))
+        expected = []
+        for exchange in EXCHANGES:
+            ids = torch.tensor([exchange.prompt_ids + exchange.response_ids])
+            logits = backbone.model(input_ids=ids).logits[0, len(exchange.prompt_ids) - 1 : -1] / 0.7
+            expected.append(torch.distributions.Categorical(logits=logits).entropy())
+    torch.testing.assert_close(entropies, torch.cat(expected).detach(), atol=1e-5, rtol=1e-5)
+    assert logprobs.requires_grad and not entropies.requires_grad
+
+
+class NoTensorAbove(TorchDispatchMode):
+    """Fails on any tensor with more elements than that."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.largest = elements, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+                assert tensor.numel() <= self.elements, f"{func} made {list(tensor.shape)}"
+        return result
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_no_tensor_of_batch_times_time_times_vocabulary_exists(gradient: bool) -> None:
+    vocabulary = 2048
+    backbone = tiny_backbone(tiny_llama(vocabulary=vocabulary))
+    answers = [Exchange((5, 6), tuple(range(3, 53)))] * 12
+    chunk = token_logprobs.VOCABULARY_CHUNK * vocabulary
+    assert sum(len(a.response_ids) for a in answers) * vocabulary > 4 * chunk
+    encoded = backbone.encode(answers)
+    with NoTensorAbove(chunk) as seen, torch.set_grad_enabled(gradient), backbone.using(POLICY):
+        logprobs, _ = backbone.logprobs_and_entropies(encoded, [1.0] * len(answers))
+        if gradient:
+            logprobs.sum().backward()
+        else:
+            backbone.all_logprobs(encoded, [1.0] * len(answers))
+    assert seen.largest == chunk  # the chunk itself was seen: the mode watches what it should
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_checkpointed_layers_give_the_same_gradients_whatever_is_active_in_the_backward_pass(cut: int) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        backbone = tiny_backbone(cut=cut)
+        stir(backbone, POLICY)
+        stir(backbone, REFERENCE, seed=2)
+        if checkpointed:
+            backbone.checkpoint_layers()
+        with backbone.using(POLICY):
+            logprobs = backbone.logprobs(backbone.encode(EXCHANGES), [1.0] * 4)
+        with backbone.using(REFERENCE):
+            logprobs.sum().backward()
+        assert all(w.grad is None for w in backbone.adapter(REFERENCE).values())
+        gradients.append([w.grad for w in backbone.adapter(POLICY).values()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None and plain.abs().sum() > 0
+        torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+    kept = []
+    for checkpointed in (False, True):
+        backbone = tiny_backbone(cut=0)
+        if checkpointed:
+            backbone.checkpoint_layers()
+        encoded, sizes = backbone.encode(EXCHANGES), list[int]()
+        with (
+            backbone.using(POLICY),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t),
+        ):
+            backbone.logprobs(encoded, [1.0] * 4)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.2 * kept[0]
+
+
+def test_a_group_large_enough_to_be_efficient_has_little_padding() -> None:
+    backbone = tiny_backbone(token_budget=100_000)
+    lengths = [200] * 3 + [40] * 30
+    groups = backbone.buckets(lengths)
+    assert [len(g) for g in groups] == [3, 30]
+    for group in groups:
+        padded = max(lengths[r] for r in group) * len(group)
+        assert sum(lengths[r] for r in group) >= 0.9 * padded

@@ -1,6 +1,5 @@
 """PPO itself: rewards reach the right token, the policy moves towards them, and what ruins runs raises an alarm."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,60 +9,14 @@ import torch
 from plaudit_trainer import losses, trajectories
 from plaudit_trainer.algorithms import critic as critic_module
 from plaudit_trainer.algorithms import ppo
-from plaudit_trainer.algorithms.base import Trained
 from plaudit_trainer.algorithms.critic import Critic
-from plaudit_trainer.algorithms.ppo import train
 from plaudit_trainer.batches import Trajectory
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
+from plaudit_trainer.models import POLICY, Backbone, Exchange
 from plaudit_trainer.reward_model import RewardModel, answer_features
 from plaudit_trainer.rollouts import generate_unpublished
-from plaudit_trainer.trajectories import PolicyData
+from tests.support.tiny_answers import liked, sampled, trained
 from tests.support.tiny_models import END, stir, tiny_backbone, tiny_config
-
-LIKED = frozenset(range(3, 30))
-SETTINGS: dict[str, Any] = {"lr": 3e-3, "ppo_epochs": 4, "kl_ceiling": 1e6, "kl_target": 1e6}
-
-
-class Log:
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        self.steps.append(metrics)
-
-
-def liked(ids: Sequence[int]) -> float:
-    return sum(i in LIKED for i in ids) / len(ids)
-
-
-def trajectory(**changes: Any) -> Trajectory:
-    start = Trajectory(((5, 6), (7, 8, END)), (-1.0, -1.0, -1.0), 1.0, "stop", False, "base", None, "c")
-    return replace(start, **changes)
-
-
-def sampled(backbone: Backbone, count: int = 192, seed: int = 0) -> PolicyData:
-    """Answers of the base model, scored by the share of liked tokens."""
-    prompts = [(5 + i % 50, 6 + i // 50, 7) for i in range(count)]
-    answers = generate_unpublished(backbone, prompts, max_new_tokens=12, temperature=1.0, seed=seed)
-    encoded = backbone.encode(answers)
-    with backbone.using(REFERENCE):
-        reference = backbone.all_logprobs(encoded, [1.0] * count)
-    trajectories = [
-        trajectory(tokens=(a.prompt_ids, a.response_ids), logprobs=tuple(logp.tolist()))
-        for a, logp in zip(answers, reference, strict=True)
-    ]
-    score_B = torch.tensor([liked(a.response_ids) for a in answers])
-    return PolicyData(trajectories, encoded, (score_B - score_B.mean()) / score_B.std(), reference, reference)
-
-
-def trained(backbone: Backbone, data: PolicyData, **changes: Any) -> tuple[Trained, Log]:
-    config, log = tiny_config(**(SETTINGS | changes)), Log()
-    judge = RewardModel.fresh(answer_features(data.encoded), config)
-    critic = Critic(judge, torch.stack([e.context_D for e in data.encoded]))
-    return train(backbone, critic, data, log, config), log
+from tests.support.tiny_votes import trajectory
 
 
 def share_on_new_prompts(backbone: Backbone) -> float:

@@ -6,11 +6,13 @@ Exit status: 0 stopped on request (or, with --once, one turn done) · 2 it canno
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plaudit_trainer.config import TrainerConfig
     from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler
+    from plaudit_trainer.loop import Learn
     from plaudit_trainer.progress import Display
 
 EXIT_SETTING = 2
@@ -31,11 +34,19 @@ class SettingError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the trainer. Returns the exit status."""
+    """Run the trainer, or with `tune` as the first word the tuning. Returns the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["tune"]:
+        from plaudit_trainer.tune.command import main as tune
+
+        return tune(words[1:])
     given = vars(_parser().parse_args(arguments))
     once = given.pop("once")
     try:
-        return _serve(_config({name: value for name, value in given.items() if value is not None}), once=once)
+        config = _config({name: value for name, value in given.items() if value is not None})
+        if int(os.environ.get("RANK", "0")) > 0:
+            return _follow(config)
+        return _serve(config, once=once)
     except SettingError as error:
         sys.stderr.write(f"plaudit: {error}\n")
         return EXIT_SETTING
@@ -44,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m plaudit_trainer",
-        description="Lease feedback from a Plaudit server, learn from it, publish versions.",
+        description="Lease feedback from a Plaudit server, learn from it, publish versions. "
+        "With `tune` as the first word: fine-tune on demonstrations (`tune --help`).",
         epilog="Every setting can also be given as PLAUDIT_TRAINER_<NAME>; see docs/reference/settings.md.",
     )
     parser.add_argument("--once", action="store_true", help="one turn of the loop, then exit")
@@ -123,7 +135,32 @@ def _work(
     _be_modest(config)
     display.say(f"{worker} learns for {config.url} from {base.name}, at least {config.min_records} records a run")
     client = TrainerClient(link, worker, check_stop)
-    Trainer(client, config, base=base, learn=_learn, display=display, check_stop=check_stop).run(once=once)
+    with _learners() as learn:
+        Trainer(client, config, base=base, learn=learn, display=display, check_stop=check_stop).run(once=once)
+    return 0
+
+
+@contextmanager
+def _learners() -> Iterator["Learn"]:
+    """What learns: this process, or this one leading those that a launcher started (docs/howto/scale-out.md)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield _learn
+        return
+    from plaudit_trainer import distributed
+
+    crew = distributed.join()
+    try:
+        yield distributed.leading(crew, _learn)
+    finally:
+        distributed.dismiss(crew)
+
+
+def _follow(config: "TrainerConfig") -> int:
+    """Learn along with the leader; only that one knows the server, and tells the others when to end."""
+    _be_modest(config)
+    from plaudit_trainer import distributed
+
+    distributed.follow(distributed.join(), _learn)
     return 0
 
 
@@ -195,11 +232,23 @@ def _be_modest(config: "TrainerConfig") -> None:
     """Leave the processor to the server: it answers people, we do not. Must come before torch is imported."""
     if hasattr(os, "nice"):
         os.nice(config.niceness)
+        _be_modest_as_a_session(config.niceness)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(config.threads)
     # Threads that wait by spinning would fight the engine's for the same cores, and lose by niceness.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _be_modest_as_a_session(niceness: int) -> None:
+    """Linux shares the processor among sessions first (autogroups); niceness counts only among processes of one.
+
+    `up` starts the trainer in a session of its own, where niceness alone changes nothing against the engine's.
+    """
+    autogroup = Path("/proc/self/autogroup")
+    if os.getsid(0) == os.getpid() and autogroup.exists():
+        with contextlib.suppress(OSError):  # some containers mount /proc read-only: then it stays as it was
+            autogroup.write_text(str(niceness), encoding="ascii")
 
 
 def _learn(job: "Job", sampler: "Sampler", reporter: "Reporter", config: "TrainerConfig") -> "Outcome":

@@ -16,6 +16,7 @@ from torch import Tensor
 from plaudit.wire.versions import LoraShape, Probe, ProbeSequence
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
+from plaudit_trainer.seq2seq import Seq2SeqBackbone
 
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -100,6 +101,8 @@ def save(backbone: Backbone, name: str, folder: Path, base_model: str) -> LoraSh
         "use_rslora": False,
         "use_dora": False,
     }
+    if isinstance(backbone, Seq2SeqBackbone):
+        config |= backbone.peft_placement()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return shape
 

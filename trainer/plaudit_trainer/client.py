@@ -94,10 +94,14 @@ class TrainerClient:
         """The same client for another thread or another reason to give up."""
         return TrainerClient(self._link, self.worker, check)
 
-    def lease(self, *, min_records: int, max_records: int, lease_seconds: float) -> Batch:
+    def lease(self, *, min_records: int, max_records: int, lease_seconds: float, max_prompts: int = 0) -> Batch:
         """A batch, the one still held under this name, or the reason why there is none."""
         request = LeaseRequest(
-            worker=self.worker, min_records=min_records, max_records=max_records, lease_seconds=lease_seconds
+            worker=self.worker,
+            min_records=min_records,
+            max_records=max_records,
+            lease_seconds=lease_seconds,
+            max_prompts=max_prompts,
         )
         return self._post("/v1/batches:lease", request, Batch)
 

@@ -132,6 +132,7 @@ class Trainer:
             min_records=self._appetite.now(self.config.min_records),
             max_records=max(self.config.max_records, self._appetite.min_records),
             lease_seconds=self.config.lease_s,
+            max_prompts=self.config.log_prompts,
         )
         if batch.id is None:
             self._say_once(f"waiting for feedback: {batch.reason or f'{batch.available} of {batch.needed} records'}")

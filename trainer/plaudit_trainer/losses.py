@@ -33,17 +33,17 @@ def advantages_and_returns(
     Returns:
         Advantages A_t = Σ (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t, and returns A + V, each (N,).
     """
-    parts = []
-    for rewards, values in zip(rewards_N.split(list(lengths)), values_N.split(list(lengths)), strict=True):
-        delta = rewards - values
-        delta[:-1] += gamma * values[1:]
-        running = delta.new_zeros(())
-        backwards = []
-        for step in delta.flip(0):
-            running = step + gamma * lam * running
-            backwards.append(running)
-        parts.append(torch.stack(backwards[::-1]))
-    advantages_N = torch.cat(parts)
+    rewards_BT, values_BT = (
+        torch.nn.utils.rnn.pad_sequence(x.split(list(lengths)), batch_first=True) for x in (rewards_N, values_N)
+    )
+    delta_BT = rewards_BT - values_BT
+    delta_BT[:, :-1] += gamma * values_BT[:, 1:]
+    # Beyond an answer's end rewards and values are zeros, hence δ and the running sum as well: nothing leaks in.
+    running_B = torch.zeros_like(delta_BT[:, 0])
+    for t in reversed(range(delta_BT.shape[1])):
+        running_B = delta_BT[:, t] + gamma * lam * running_B
+        delta_BT[:, t] = running_B
+    advantages_N = torch.cat([row[:n] for row, n in zip(delta_BT, lengths, strict=True)])
     return advantages_N, advantages_N + values_N
 
 
@@ -61,9 +61,13 @@ class PolicyLoss:
     """The policy's loss (a scalar to differentiate) and what to watch beside it."""
 
     loss: Tensor
-    clipped_share: float
+    clipped_N: Tensor
     ratio_deviation: float
-    importance_mean: float
+
+    @property
+    def clipped_share(self) -> float:
+        """Of the tokens, those whose gradient the clip takes away."""
+        return self.clipped_N.float().mean().item()
 
 
 def importance_weights(proximal_logprobs_N: Tensor, behaviour_logprobs_N: Tensor, cap: float) -> Tensor:
@@ -94,12 +98,7 @@ def policy_loss(
     clipped_N = ratio_N.clamp(1 - clip, 1 + clip) * advantages_N
     loss = -(importance_N * torch.minimum(plain_N, clipped_N)).sum() / (token_count or len(logprobs_N))
     with torch.no_grad():
-        return PolicyLoss(
-            loss=loss,
-            clipped_share=(clipped_N < plain_N).float().mean().item(),
-            ratio_deviation=(ratio_N - 1).abs().max().item(),
-            importance_mean=importance_N.mean().item(),
-        )
+        return PolicyLoss(loss, clipped_N < plain_N, ratio_deviation=(ratio_N - 1).abs().max().item())
 
 
 def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:

@@ -10,8 +10,8 @@ computed once an answer and needs no backward pass.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (as all of PyTorch calls it)
+from torch.utils.checkpoint import checkpoint
 
 from plaudit_trainer.config import TrainerConfig
+from plaudit_trainer.distributed import ALONE, Crew, recast
+from plaudit_trainer.token_logprobs import TokenLogprobs
 
 POLICY, REFERENCE = "policy", "reference"
-_VOCABULARY_CHUNK = 512
-"""Positions whose logits (float32, over the whole vocabulary) are in memory at once."""
+_DENSE_TOKENS = 512
+"""A pass of so many tokens keeps the processor busy, so that from there on a new pass is better than more padding."""
+_PADDING = 0.1
+"""Share of a pass that may be padding once it is that large."""
 
 
 class UnsupportedModel(Exception):
@@ -59,6 +64,11 @@ class Encoded:
     context_D: Tensor
     prefix_TF: Tensor
 
+    def to(self, device: torch.device | str) -> "Encoded":
+        """The same on another device."""
+        trunk_TD = None if self.trunk_TD is None else self.trunk_TD.to(device)
+        return Encoded(self.exchange, trunk_TD, self.context_D.to(device), self.prefix_TF.to(device))
+
 
 class Switch:
     """Which adapter is active; None is the bare base model. One is shared by all wrapped layers of a model."""
@@ -83,6 +93,11 @@ class LoraLinear(nn.Module):
         is_linear = isinstance(base, nn.Linear)  # GPT-2's Conv1D keeps its weight transposed
         self.in_features, self.out_features = (columns, rows) if is_linear else (rows, columns)
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's own weight: T5 looks at its type."""
+        return self.base.get_parameter("weight")
+
     def add(self, name: str, rank: int, generator: torch.Generator) -> None:
         """A new adapter that changes nothing yet: A uniform as in PEFT, B zero."""
         device: torch.device = next(self.base.parameters()).device
@@ -100,35 +115,6 @@ class LoraLinear(nn.Module):
         return out + F.linear(F.linear(x, self.lora_A[name].to(x.dtype)), self.lora_B[name].to(x.dtype))
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """Log-probabilities of given tokens from hidden states, without ever holding all logits.
-
-    The output embedding is frozen, so d logp / d h = (W[token] - softmax · W) / temperature can be taken while a
-    chunk's logits are at hand; the backward pass is then one multiplication.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor, temperature_N: Tensor) -> Tensor:
-        slope_ND = torch.empty_like(hidden_ND) if hidden_ND.requires_grad else None
-        logprobs_N = hidden_ND.new_empty(len(tokens_N), dtype=torch.float32)
-        for start in range(0, len(tokens_N), _VOCABULARY_CHUNK):
-            part = slice(start, start + _VOCABULARY_CHUNK)
-            tokens, temperature = tokens_N[part], temperature_N[part, None]
-            logits_NV = F.linear(hidden_ND[part], weight_VD).float() / temperature
-            logprobs_NV = logits_NV.log_softmax(-1)
-            logprobs_N[part] = logprobs_NV.gather(1, tokens[:, None])[:, 0]
-            if slope_ND is not None:
-                expected_ND = logprobs_NV.exp_().to(weight_VD.dtype) @ weight_VD
-                slope_ND[part] = ((weight_VD[tokens] - expected_ND) / temperature).to(slope_ND.dtype)
-        ctx.save_for_backward(slope_ND)
-        return logprobs_N
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (slope_ND,) = ctx.saved_tensors
-        return (slope_ND * grads[0][:, None]).to(slope_ND.dtype), None, None, None
-
-
 class Backbone:
     """The frozen model, its adapters, and the passes over it.
 
@@ -137,15 +123,17 @@ class Backbone:
             from layer `cut` upwards are wrapped.
         cut: lowest layer that adapters may change.
         token_budget: padded positions that one pass may hold.
+        crew: the processes that share the passes, each of which holds this model.
 
     Raises:
         UnsupportedModel: the model's head is not a plain linear map, or no layers were found.
     """
 
-    def __init__(self, model: Any, cut: int, token_budget: int = 4096) -> None:
+    def __init__(self, model: Any, cut: int, token_budget: int = 4096, crew: Crew = ALONE) -> None:
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.token_budget = token_budget
+        self.crew = crew
         self.switch = Switch()
         self._check_head()
         self.layers_path, layers = _find_layers(model)
@@ -227,9 +215,33 @@ class Backbone:
         finally:
             self.switch.active = before
 
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, lowest first."""
+        found = self.model.get_submodule(self.layers_path)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def checkpoint_layers(self) -> None:
+        """From now on adapted layers keep their input only and are computed again in the backward pass."""
+        for layer in self.layers()[self.cut :]:
+            layer.forward = self._checkpointed(layer.forward)
+
+    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # By the time of the backward pass another adapter may be active: the second run needs that of the first.
+            return nullcontext(), self.using(self.switch.active)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+        return run
+
     def to_precision(self, dtype: torch.dtype) -> None:
         """Go on in this precision, in place. What was encoded before must be encoded again."""
         self.model.to(dtype)
+        recast(self)
         self.unembedding_VD = self.model.get_output_embeddings().weight
 
     # Passes
@@ -239,11 +251,12 @@ class Backbone:
         """Run the lower layers of the base model over each exchange, once and for all."""
         encoded: dict[int, Encoded] = {}
         with self.using(None):
-            for rows in self.buckets([len(e) for e in exchanges]):
+            for rows, _ in self.passes([len(e) for e in exchanges]):
                 ids_BT = self._pad_ids([exchanges[row] for row in rows])
                 layers = self._lower(input_ids=ids_BT, use_cache=False, output_hidden_states=True).hidden_states
                 for place, row in enumerate(rows):
                     encoded[row] = self._encoded(exchanges[row], [layer[place] for layer in layers])
+        encoded = self.crew.gathered(encoded, self.device)
         return [encoded[row] for row in range(len(exchanges))]
 
     def _encoded(self, exchange: Exchange, layers: Sequence[Tensor]) -> Encoded:
@@ -278,6 +291,15 @@ class Backbone:
 
     def logprobs(self, batch: Sequence[Encoded], temperature_B: Sequence[float]) -> Tensor:
         """Log-probability (N, nats) of each response token under the active adapter, answers laid end to end."""
+        return self._logprobs(batch, temperature_B, entropies=False)[0]
+
+    def logprobs_and_entropies(self, batch: Sequence[Encoded], temperature_B: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """`logprobs`, and the entropy (N, nats, no gradient) of the distribution each token was drawn from."""
+        return self._logprobs(batch, temperature_B, entropies=True)
+
+    def _logprobs(
+        self, batch: Sequence[Encoded], temperature_B: Sequence[float], *, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
         states_ND = self.states(batch)
         lengths = [len(e.exchange.response_ids) for e in batch]
         before_ND = torch.cat([s[:-1] for s in states_ND.split([n + 1 for n in lengths])])
@@ -285,27 +307,40 @@ class Backbone:
         temperature_N = torch.tensor(temperature_B, device=self.device).repeat_interleave(
             torch.tensor(lengths, device=self.device)
         )
-        result: Tensor = _TokenLogprobs.apply(before_ND, self.unembedding_VD, tokens_N, temperature_N)
+        result: tuple[Tensor, Tensor] = TokenLogprobs.apply(
+            before_ND, self.unembedding_VD, tokens_N, temperature_N, entropies
+        )
         return result
 
     @torch.no_grad()
     def all_logprobs(self, batch: Sequence[Encoded], temperature_B: Sequence[float]) -> list[Tensor]:
         """`logprobs` of any number of answers, without gradient: one tensor an answer."""
         result: dict[int, Tensor] = {}
-        for rows in self.buckets([len(e.exchange) for e in batch]):
+        for rows, _ in self.passes([len(e.exchange) for e in batch]):
             part = [batch[row] for row in rows]
             flat_N = self.logprobs(part, [temperature_B[row] for row in rows])
             result.update(zip(rows, flat_N.split([len(e.exchange.response_ids) for e in part]), strict=True))
+        result = self.crew.gathered(result, self.device)
         return [result[row] for row in range(len(batch))]
 
+    def passes(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process's passes over rows of these lengths, as (rows, whether they count); see `Crew.deal`."""
+        return self.crew.deal(lengths, self.buckets)
+
     def buckets(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows grouped by length, so that no group's padded size exceeds the token budget (but for single rows)."""
+        """Rows grouped by length: no group's padded size exceeds the token budget (but for single rows), and groups
+        large enough to be efficient have little padding."""
         groups: list[list[int]] = []
+        real = 0
         for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-            if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= self.token_budget:
+            padded = lengths[groups[-1][0]] * (len(groups[-1]) + 1) if groups else 0
+            wasteful = real >= _DENSE_TOKENS and real + lengths[row] < (1 - _PADDING) * padded
+            if groups and padded <= self.token_budget and not wasteful:
                 groups[-1].append(row)
+                real += lengths[row]
             else:
                 groups.append([row])
+                real = lengths[row]
         return groups
 
     def _pad_ids(self, exchanges: Sequence[Exchange]) -> Tensor:
@@ -361,8 +396,10 @@ def lowest_layer(depth: int, share: float) -> int:
 
 def load_base(folder: Path, config: TrainerConfig) -> Any:
     """The base model, frozen, on its device in its precision."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     device = pick_device(config)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(config, device))
+    has_encoder = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    architecture = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
+    model = architecture.from_pretrained(folder, dtype=pick_dtype(config, device))
     return model.to(device)

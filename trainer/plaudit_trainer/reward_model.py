@@ -9,25 +9,41 @@ Shapes: B answers, P pairs, K heads, F features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from plaudit_trainer.batches import Splits
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.losses import STD_GUARD, preference_loss, thumbs_loss
-from plaudit_trainer.models import Encoded
+from plaudit_trainer.models import Encoded, Exchange
+from plaudit_trainer.quality import Quality, quality
 
 _FILE = "heads.safetensors"
 _WORDS = 2.0
 """How much more the word embeddings (the first half of the features) count than the middle layer: measured best."""
 
 
+_JUDGED_SHARE = 0.1
+"""Votes of less than this share of the mean weight are not judged on."""
+
+
 def answer_features(batch: Sequence[Encoded]) -> Tensor:
-    """(B, F): of each whole answer."""
+    """(B, F): of each whole answer, what the backbone makes of it."""
     return torch.stack([e.prefix_TF[-1] for e in batch])
+
+
+def features_of(batch: Sequence[Encoded], reader: "Reader | None") -> Tensor:
+    """(B, F + E), on the CPU: of each whole answer, what the backbone and the reader make of it."""
+    features_BF = answer_features(batch).cpu()
+    if reader is None:
+        return features_BF
+    return torch.cat([features_BF, reader.read([e.exchange for e in batch])], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +69,34 @@ class Votes:
             self.weight_P[p],
         )
 
+    def part(self, places: Sequence[int], singles: int) -> "Votes":
+        """Only these, by their places in singles followed by pairs; `singles` is how many singles there are."""
+        return self.rows([i for i in places if i < singles], [i - singles for i in places if i >= singles])
+
     def all_features(self) -> Tensor:
         """(B + 2P, F)."""
         return torch.cat([self.features_BF, self.chosen_PF, self.rejected_PF])
 
 
+class Reader(Protocol):
+    """Features of whole answers beside the backbone's: E numbers an answer."""
+
+    name: str
+    """Tells what reads, so that heads of another reader are never put on its features."""
+    width: int
+    """E."""
+
+    def read(self, exchanges: Sequence[Exchange]) -> Tensor:
+        """(B, E), on the CPU."""
+        ...
+
+
 @dataclass(slots=True)
 class RewardModel:
     """Linear heads on standardised features. Scores are normalised to mean 0, variance 1 on reference answers.
+
+    The first F features are the backbone's, which the critic reads too, of unfinished answers. The E further ones, if
+    there is a reader, are of whole answers only.
 
     Args:
         centre_F: mean of each feature over the answers of the first fit.
@@ -69,6 +105,9 @@ class RewardModel:
         offset_K: the score at which a user is as likely to vote up as down.
         mean: of the raw score on the reference answers.
         std: of the raw score on the reference answers.
+        pessimism: standard deviations of the heads that `scores` takes off.
+        votes: votes and pairs that it has learnt from.
+        reader: what gives the further features; its heads are `extra`.
     """
 
     centre_F: Tensor
@@ -78,30 +117,56 @@ class RewardModel:
     mean: float = 0.0
     std: float = 1.0
     pessimism: float = field(default=0.5)
+    votes: float = 0.0
+    reader: Reader | None = None
+    extra: "ExtraHeads | None" = None
 
     @classmethod
-    def fresh(cls, features_BF: Tensor, config: TrainerConfig) -> "RewardModel":
-        """Untrained heads, drawn from N(0, 1/√(F+1)), on features standardised by these answers."""
-        width = features_BF.shape[1]
+    def fresh(
+        cls, features_BF: Tensor, config: TrainerConfig, reader: Reader | None = None, extras: int = 0
+    ) -> "RewardModel":
+        """Untrained heads, drawn from N(0, 1/√(F+1)), on features standardised by these answers.
+
+        Args:
+            features_BF: as `features` gives them: (B, F + E).
+            extras: E, how many of them, the last, are the reader's.
+        """
+        width = features_BF.shape[1] - extras
         generator = torch.Generator().manual_seed(config.seed)
         weight_FK = torch.randn(width, config.reward_heads, generator=generator) / (width + 1) ** 0.5
-        scale_F = features_BF.std(0, correction=0).clamp(min=STD_GUARD) * width**0.5
+        scale_F = features_BF[:, :width].std(0, correction=0).clamp(min=STD_GUARD) * width**0.5
         scale_F[: width // 2] /= _WORDS
         return cls(
-            centre_F=features_BF.mean(0),
+            centre_F=features_BF[:, :width].mean(0),
             scale_F=scale_F,
             weight_FK=weight_FK,
             offset_K=torch.zeros(config.reward_heads),
             pessimism=config.reward_pessimism,
+            reader=reader,
+            extra=ExtraHeads.fresh(features_BF[:, width:], config, generator) if extras else None,
         )
 
+    def features(self, batch: Sequence[Encoded]) -> Tensor:
+        """(B, F + E), on the CPU: of whole answers."""
+        return features_of(batch, self.reader)
+
     def standardise(self, features_BF: Tensor) -> Tensor:
-        """Features as the heads see them."""
+        """The backbone's features as the heads see them."""
         return (features_BF - self.centre_F) / self.scale_F
 
     def heads(self, features_BF: Tensor) -> Tensor:
         """(B, K): every head's raw score, less its offset; a logit of an up-vote."""
-        return self.standardise(features_BF) @ self.weight_FK - self.offset_K
+        return self._standardised(features_BF) @ self._weights() - self.offset_K
+
+    def _standardised(self, features_BF: Tensor) -> Tensor:
+        width = len(self.centre_F)
+        parts = [self.standardise(features_BF[:, :width])]
+        if self.extra is not None:
+            parts.append(self.extra.standardise(features_BF[:, width:]))
+        return torch.cat(parts, dim=1)
+
+    def _weights(self) -> Tensor:
+        return self.weight_FK if self.extra is None else torch.cat([self.weight_FK, self.extra.weight_EK])
 
     def logits(self, features_BF: Tensor) -> Tensor:
         """(B,): the heads' mean logit of an up-vote."""
@@ -132,12 +197,12 @@ class RewardModel:
         Minimises Σ w·loss + λ/2 ‖W − W₀‖² by L-BFGS, exact to its tolerance and the same on every run.
         """
         generator = torch.Generator().manual_seed(config.seed + 1)
-        features_BF = self.standardise(votes.features_BF)
-        difference_PF = (votes.chosen_PF - votes.rejected_PF) / self.scale_F
-        heads = self.weight_FK.shape[1]
+        features_BF = self._standardised(votes.features_BF)
+        difference_PF = self._standardised(votes.chosen_PF) - self._standardised(votes.rejected_PF)
+        start_FK, heads = self._weights(), self.weight_FK.shape[1]
         weight_BK = _bootstrapped(votes.weight_B, heads, generator)
         weight_PK = _bootstrapped(votes.weight_P, heads, generator)
-        weight_FK = self.weight_FK.clone().requires_grad_(True)
+        weight_FK = start_FK.clone().requires_grad_(True)
         offset_K = self.offset_K.clone().requires_grad_(True)
         optimiser = torch.optim.LBFGS(
             [weight_FK, offset_K], max_iter=config.reward_steps, line_search_fn="strong_wolfe"
@@ -145,7 +210,7 @@ class RewardModel:
 
         def loss() -> Tensor:
             optimiser.zero_grad()
-            prior = ((weight_FK - self.weight_FK) ** 2).sum() + 0.1 * ((offset_K - self.offset_K) ** 2).sum()
+            prior = ((weight_FK - start_FK) ** 2).sum() + 0.1 * ((offset_K - self.offset_K) ** 2).sum()
             total = config.reward_prior / 2 * prior
             total = total + thumbs_loss(features_BF @ weight_FK, votes.label_B, weight_BK, offset_K)
             difference_PK = difference_PF @ weight_FK
@@ -154,8 +219,14 @@ class RewardModel:
             return total
 
         optimiser.step(loss)
-        fitted = RewardModel(
-            self.centre_F, self.scale_F, weight_FK.detach(), offset_K.detach(), pessimism=config.reward_pessimism
+        width, learnt = len(self.centre_F), len(votes.label_B) + len(votes.weight_P)
+        fitted = replace(
+            self,
+            weight_FK=weight_FK.detach()[:width],
+            offset_K=offset_K.detach(),
+            pessimism=config.reward_pessimism,
+            votes=self.votes + learnt,
+            extra=None if self.extra is None else replace(self.extra, weight_EK=weight_FK.detach()[width:]),
         )
         fitted.normalise_on(votes.all_features())
         return fitted
@@ -164,18 +235,36 @@ class RewardModel:
         """Write the heads to `folder` as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"centre": self.centre_F, "scale": self.scale_F, "weight": self.weight_FK, "offset": self.offset_K}
-        tensors["normal"] = torch.tensor([self.mean, self.std])
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _FILE)
+        tensors["normal"] = torch.tensor([self.mean, self.std, self.votes])
+        if self.extra is not None:
+            tensors |= {f"extra_{name}": tensor for name, tensor in self.extra.tensors().items()}
+        words = {"reader": self.reader.name if self.reader else ""}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _FILE, metadata=words)
 
     @classmethod
-    def load(cls, folder: Path, width: int, config: TrainerConfig) -> "RewardModel | None":
-        """What `save` wrote; None where there is none, or it belongs to another base model or number of heads."""
+    def load(
+        cls, folder: Path, width: int, config: TrainerConfig, reader: Reader | None = None
+    ) -> "RewardModel | None":
+        """What `save` wrote; None where there is none, or it belongs to another base model, reader or number of heads.
+
+        Args:
+            width: F + E, as `features` gives them.
+        """
         if not (folder / _FILE).is_file():
             return None
-        tensors = load_file(folder / _FILE)
-        if tensors["weight"].shape != (width, config.reward_heads):
+        with safe_open(folder / _FILE, "pt") as file:
+            words = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        extra = (
+            ExtraHeads(*(tensors[f"extra_{name}"] for name in ExtraHeads.__slots__))
+            if "extra_centre_E" in tensors
+            else None
+        )
+        found = len(tensors["centre"]) + (0 if extra is None else len(extra.centre_E))
+        same = words.get("reader", "") == (reader.name if reader else "") and len(tensors["normal"]) == 3
+        if not same or found != width or tensors["weight"].shape[1] != config.reward_heads:
             return None
-        mean, std = tensors["normal"].tolist()
+        mean, std, votes = tensors["normal"].tolist()
         return cls(
             tensors["centre"],
             tensors["scale"],
@@ -184,7 +273,38 @@ class RewardModel:
             mean,
             std,
             config.reward_pessimism,
+            votes,
+            reader,
+            extra,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraHeads:
+    """Heads on a reader's features; as those of `RewardModel`."""
+
+    centre_E: Tensor
+    scale_E: Tensor
+    weight_EK: Tensor
+
+    @classmethod
+    def fresh(cls, features_BE: Tensor, config: TrainerConfig, generator: torch.Generator) -> "ExtraHeads":
+        """Untrained. Features that do not vary among these answers (phrases that none has) keep the mean spread."""
+        width = features_BE.shape[1]
+        spread_E = features_BE.std(0, correction=0)
+        varies_E = spread_E > STD_GUARD
+        usual = spread_E[varies_E].mean() if varies_E.any() else torch.tensor(1.0)
+        scale_E = torch.where(varies_E, spread_E, usual) * width**0.5
+        weight_EK = torch.randn(width, config.reward_heads, generator=generator) / (width + 1) ** 0.5
+        return cls(features_BE.mean(0), scale_E, weight_EK)
+
+    def standardise(self, features_BE: Tensor) -> Tensor:
+        """Features as the heads see them."""
+        return (features_BE - self.centre_E) / self.scale_E
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def _bootstrapped(weight_N: Tensor, heads: int, generator: torch.Generator) -> Tensor:
@@ -196,96 +316,38 @@ def _bootstrapped(weight_N: Tensor, heads: int, generator: torch.Generator) -> T
 # How good it is
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Figures on votes that the scores never saw. AUROC counts ties half; `low` and `high` are its 95 % interval."""
+def judged(prior: RewardModel, votes: Votes, splits: Splits, config: TrainerConfig) -> Quality:
+    """Cross-fitted quality: every vote is judged by heads fitted on others.
 
-    auroc: float
-    low: float
-    high: float
-    accuracy: float
-    calibration_error: float
-    n: int
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """As run metrics."""
-        return {
-            f"reward/{prefix}_auroc": self.auroc,
-            f"reward/{prefix}_auroc_low": self.low,
-            f"reward/{prefix}_auroc_high": self.high,
-            f"reward/{prefix}_accuracy": self.accuracy,
-            f"reward/{prefix}_calibration_error": self.calibration_error,
-            f"reward/{prefix}_n": float(self.n),
-        }
-
-
-def quality(rank_B: Tensor, label_B: Tensor, logit_B: Tensor | None = None) -> Quality:
-    """How well ranks foretell labels (> 0.5 is up). The interval is DeLong's (1988).
-
-    With one class absent the AUROC is undefined: 0.5 with the interval [0, 1] and the given n is answered.
+    Answers of different splits are ordered by scores normalised on what their heads were fitted to. The heads' offset
+    must stay out of it: it follows the share of ups in the other folds, which moves against the share in this one.
 
     Args:
-        rank_B: what orders the answers.
-        label_B: votes in [0, 1].
-        logit_B: logits of an up-vote, for accuracy and calibration; the ranks where there are none.
+        splits: of the votes' singles and pairs, in this order.
     """
-    logit_B = rank_B if logit_B is None else logit_B
-    up_B = label_B > 0.5
-    accuracy = ((logit_B > 0) == up_B).float().mean().item() if len(label_B) else 0.0
-    error = calibration_error(logit_B.sigmoid(), up_B.float())
-    up, down = rank_B[up_B], rank_B[~up_B]
-    if len(up) == 0 or len(down) == 0:
-        return Quality(0.5, 0.0, 1.0, accuracy, error, len(label_B))
-    wins = (up[:, None] > down[None]).double() + 0.5 * (up[:, None] == down[None]).double()
-    auroc = wins.mean().item()
-    variance = _sample_variance(wins.mean(1)) / len(up) + _sample_variance(wins.mean(0)) / len(down)
-    # A perfect ranking of few has no spread of its own; the variance under an exponential model keeps it honest.
-    floor = auroc * (1 - auroc) / min(len(up), len(down)) if 0 < auroc < 1 else 0.25 / (len(up) + len(down))
-    half = 1.96 * max(variance, 0.25 * floor) ** 0.5
-    return Quality(auroc, max(0.0, auroc - half), min(1.0, auroc + half), accuracy, error, len(label_B))
+    singles, parts = len(votes.label_B), []
+    for split in splits.splits:
+        model = prior.fitted(votes.part(split.fit, singles), config)
+        out = votes.part([i for i in split.judge if _counts(i, votes)], singles)
+        parts.append((_judged_by(model.ranks, out), _judged_by(model.logits, out), _labels(out), _units(out)))
+    if not parts:
+        empty = torch.zeros(0)
+        return quality(empty, empty, unseen_raters=splits.unseen_raters)
+    ranks, logits, labels, units = zip(*parts, strict=True)
+    sizes = [int(unit.max()) + 1 if len(unit) else 0 for unit in units]
+    unit_B = torch.cat([unit + sum(sizes[:k]) for k, unit in enumerate(units)])
+    return quality(torch.cat(ranks), torch.cat(labels), torch.cat(logits), unit_B, unseen_raters=splits.unseen_raters)
 
 
-def _sample_variance(x: Tensor) -> float:
-    return x.var().item() if len(x) > 1 else 0.25
-
-
-def calibration_error(probability_B: Tensor, outcome_B: Tensor, bins: int = 10) -> float:
-    """Expected calibration error over equally wide bins (Naeini et al. 2015)."""
-    if len(outcome_B) == 0:
-        return 0.0
-    place_B = (probability_B * bins).long().clamp(max=bins - 1)
-    gaps = [
-        (probability_B[place_B == b].mean() - outcome_B[place_B == b].mean()).abs().item() * (place_B == b).sum().item()
-        for b in range(bins)
-        if (place_B == b).any()
-    ]
-    return sum(gaps) / len(outcome_B)
-
-
-def judged(
-    prior: RewardModel, votes: Votes, fold_B: Sequence[int], fold_P: Sequence[int], config: TrainerConfig
-) -> Quality:
-    """Cross-fitted quality: every vote is judged by heads fitted on the folds it is not in.
-
-    Answers of different folds are ordered by scores normalised on what their heads were fitted to. The heads' offset
-    must stay out of it: it follows the share of ups in the other folds, which moves against the share in this one.
-    """
-    ranks, logits, labels = [], [], []
-    for fold in sorted({*fold_B, *fold_P}):
-        kept = votes.rows(
-            [i for i, f in enumerate(fold_B) if f != fold], [i for i, f in enumerate(fold_P) if f != fold]
-        )
-        out = votes.rows([i for i, f in enumerate(fold_B) if f == fold], [i for i, f in enumerate(fold_P) if f == fold])
-        model = prior.fitted(kept, config)
-        ranks.append(_judged_by(model.ranks, out))
-        logits.append(_judged_by(model.logits, out))
-        labels.append(_labels(out))
-    return quality(torch.cat(ranks), torch.cat(labels), torch.cat(logits))
+def _counts(place: int, votes: Votes) -> bool:
+    """Votes that were capped to almost nothing may not decide how good the model is, either."""
+    weight_N = torch.cat([votes.weight_B, votes.weight_P])
+    return bool(weight_N[place] >= _JUDGED_SHARE * weight_N.mean())
 
 
 def foretold(model: RewardModel, votes: Votes) -> Quality:
     """Quality of a model on a batch it has not been fitted to: the honest, free test of the *previous* reward model."""
-    return quality(_judged_by(model.logits, votes), _labels(votes))
+    return quality(_judged_by(model.logits, votes), _labels(votes), unit_B=_units(votes))
 
 
 def _judged_by(score: Callable[[Tensor], Tensor], votes: Votes) -> Tensor:
@@ -297,3 +359,9 @@ def _judged_by(score: Callable[[Tensor], Tensor], votes: Votes) -> Tensor:
 def _labels(votes: Votes) -> Tensor:
     pairs = len(votes.weight_P)
     return torch.cat([votes.label_B, torch.ones(pairs), torch.zeros(pairs)])
+
+
+def _units(votes: Votes) -> Tensor:
+    singles, pairs = len(votes.label_B), len(votes.weight_P)
+    pair_P = torch.arange(singles, singles + pairs)
+    return torch.cat([torch.arange(singles), pair_P, pair_P])

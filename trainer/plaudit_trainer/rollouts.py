@@ -70,7 +70,9 @@ def generate_unpublished(
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(order), rows_a_pass):
             rows = order[start : start + rows_a_pass]
-            tokens = _generate(backbone, [prompts[r] for r in rows], max_new_tokens, temperature, ends)
+            tokens = backbone.crew.told(
+                _generate(backbone, [prompts[r] for r in rows], max_new_tokens, temperature, ends)
+            )
             results.update({r: Exchange(prompts[r], _cut(t, ends)) for r, t in zip(rows, tokens, strict=True)})
     return [results[row] for row in range(len(prompts))]
 
@@ -81,6 +83,12 @@ def _generate(
     longest = max(map(len, prompts))
     ids_BT = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts], device=backbone.device)
     mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=backbone.device)
+    begun, more = longest, dict[str, Any]()  # a causal model goes on from the prompt
+    if backbone.model.config.is_encoder_decoder:
+        begun, more = 1, encoder_decoder_arguments()  # a decoder beside an encoder begins with its own start token
+        # An encoder may count positions from the first place, padding or not: there padding stands behind.
+        ids_BT = torch.tensor([list(p) + [ends[0]] * (longest - len(p)) for p in prompts], device=backbone.device)
+        mask_BT = mask_BT.flip(1)
     out_BT = backbone.model.generate(
         input_ids=ids_BT,
         attention_mask=mask_BT,
@@ -92,9 +100,19 @@ def _generate(
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=ends[0],
+        synced_gpus=backbone.crew.sharded,
+        **more,
     )
-    tokens: list[list[int]] = out_BT[:, longest:].tolist()
+    tokens: list[list[int]] = out_BT[:, begun:].tolist()
     return tokens
+
+
+def encoder_decoder_arguments() -> dict[str, Any]:
+    """What `generate` must be given where there is an encoder: else it makes a cache as deep as the encoder, which
+    fails where the decoder is deeper (transformers 5.19)."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
 def _cut(tokens: list[int], ends: list[int]) -> tuple[int, ...]:

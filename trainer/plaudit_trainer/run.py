@@ -14,15 +14,17 @@ import torch
 
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
+from plaudit.wire.prompts import prompt_text
 from plaudit.wire.versions import GateCheck, GateReport, LoraShape
-from plaudit_trainer import adapters, algorithms, batches, gate, reward_model
-from plaudit_trainer.algorithms.base import Lesson, Trained
-from plaudit_trainer.batches import PreferenceBatch, Trajectory
+from plaudit_trainer import adapters, algorithms, batches, distributed, gate, gate_checks, rewarding, seq2seq
+from plaudit_trainer.algorithms.base import Lesson, NothingToLearn, Trained
+from plaudit_trainer.batches import PhraseHistory, PreferenceBatch, Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler, Verdict
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange, load_base, lowest_layer
-from plaudit_trainer.reward_model import RewardModel, Votes, answer_features
+from plaudit_trainer.readers import reader_for
 from plaudit_trainer.rollouts import draw, end_tokens, generate_unpublished
+from plaudit_trainer.staleness import without_stale
 from plaudit_trainer.trajectories import PolicyData, prepare
 
 
@@ -48,7 +50,10 @@ def learn_from_votes(job: Job, sampler: Sampler, reporter: Reporter, config: Tra
         reason = "; ".join(report.refusals) or None
     except _Refused as refusal:
         report = GateReport(passed=False, checks=[refusal.check])
-        verdict, reason = refusal.verdict, str(refusal)
+        verdict, reason = (
+            refusal.verdict,
+            "; ".join(report.refusals) if refusal.check.value is not None else str(refusal),
+        )
     return _finish(job, backbone, metrics=metrics, verdict=verdict, reason=reason, report=report)
 
 
@@ -64,27 +69,39 @@ def _learn(
 ) -> GateReport:
     """Train POLICY and judge it; adds to `metrics`."""
     algorithm = algorithms.chosen(config)
-    batch = batches.build(job.batch, text_encoder(tokenizer, end_tokens(backbone.model)[0]), config)
+    encode = text_encoder(
+        tokenizer, end_tokens(backbone.model)[0], has_encoder=backbone.model.config.is_encoder_decoder
+    )
+    history = PhraseHistory.load(Path(job.run.warm_start_location) / "reward" if job.run.warm_start_location else None)
+    batch = batches.build(job.batch, encode, config, history)
+    batch = without_stale(batch, job.run, config)
     metrics |= batch.counts()
     if batch.reason is not None:
         raise _Refused("insufficient", _failed("data", batch.reason))
 
     reporter.stage("reward")
-    quality, judge = fit_reward(job, batch, backbone, config, metrics)
-    judge.save(job.workspace / "reward")
+    rewards = rewarding.fit(job, batch, backbone, reader=reader_for(tokenizer, config), metrics=metrics, config=config)
+    quality, judge = rewards.quality, rewards.judge
+    rewards.save(job.workspace / "reward")
+    batches.remember(job.batch, config, history).save(job.workspace / "reward")
     reporter.step(0, metrics)
-    if quality.auroc < config.reward_bar:
-        raise _Refused("rejected", _weak_judge(quality, config))
+    if not (weak := gate_checks.reward_check(quality, config)).passed:
+        raise _Refused("rejected", weak)
 
     reporter.stage("rollouts")
-    logged, fresh, parents = collect(job, batch, sampler, config, to_train=algorithm.uses_trajectories)
+    logged, fresh, parents = collect(
+        job, batch, sampler, config, to_train=algorithm.uses_trajectories, to_answer=algorithm.uses_rollouts
+    )
     reporter.step(0, {"rollouts/logged": len(logged), "rollouts/fresh": len(fresh), "rollouts/gate": len(parents)})
     data = prepare(logged + fresh, backbone, judge, config)
     if algorithm.uses_trajectories and not data.trajectories:
         reason = "no answer of this batch has usable token ids and log-probabilities, and none could be drawn afresh"
         raise _Refused("rejected", _failed("trajectories", reason))
 
-    trained = algorithm.train(Lesson(job, batch, backbone, judge, data), reporter, config)
+    try:
+        trained = algorithm.train(Lesson(job, batch, backbone, judge, data), reporter, config)
+    except NothingToLearn as reason:
+        raise _Refused("rejected", _failed("lesson", str(reason))) from reason
     adapters.round_to_stored(backbone, POLICY)
     metrics |= trained.metrics
 
@@ -93,7 +110,15 @@ def _learn(
     answers = generate_unpublished(
         backbone, prompts, max_new_tokens=config.max_new_tokens, temperature=1.0, seed=config.seed
     )
-    report = gate.check(backbone, judge, parents, answers, alarms=trained.alarms, quality=quality, config=config)
+    report = gate.check(
+        backbone,
+        rewards,
+        parents,
+        answers,
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        alarms=trained.alarms,
+        config=config,
+    )
     metrics |= {f"gate/{c.name}": c.value for c in report.checks if c.value is not None}
     reporter.step(0, {})
 
@@ -112,87 +137,67 @@ def load_policy(job: Job, config: TrainerConfig) -> tuple[Backbone, Any]:
     from transformers import AutoTokenizer
 
     model = load_base(job.base, config)
-    depth = model.config.num_hidden_layers
+    has_encoder = model.config.is_encoder_decoder
+    depth = seq2seq.stack_depth(model) if has_encoder else model.config.num_hidden_layers
     cut, rank, weights = lowest_layer(depth, config.lora_layers), config.lora_rank, {}
     if job.run.parent_location is not None:
         folder = Path(job.run.parent_location) / "adapter"
         weights, rank = adapters.read_weights(folder), adapters.read_shape(folder).rank
-        cut = min(cut, adapters.lowest_adapted_layer(weights))
-    backbone = Backbone(model, cut, config.token_budget)
+        lowest = seq2seq.lowest_adapted_layer(model, weights) if has_encoder else adapters.lowest_adapted_layer(weights)
+        cut = min(cut, lowest)
+    backbone = (seq2seq.Seq2SeqBackbone if has_encoder else Backbone)(
+        model, cut, config.token_budget, distributed.join()
+    )
     for name in (POLICY, REFERENCE):
         backbone.add_adapter(name, rank, seed=config.seed)
         adapters.write_into(backbone, name, weights)
+    if config.gradient_checkpointing:
+        backbone.checkpoint_layers()
+    distributed.shard(backbone)
     return backbone, AutoTokenizer.from_pretrained(job.base)
 
 
-def text_encoder(tokenizer: Any, end: int) -> batches.Encoder:
+def text_encoder(tokenizer: Any, end: int, *, has_encoder: bool = False) -> batches.Encoder:
     """Tokens of texts that no engine drew: corrections, written comparisons, redacted answers."""
 
     def encode(messages: Sequence[JsonObject], answer: str) -> tuple[list[int], list[int]]:
-        prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        prompt, adds_special = prompt_text(messages, tokenizer, has_encoder=has_encoder)
+        prompt_ids = tokenizer(prompt, add_special_tokens=adds_special)["input_ids"]
         return prompt_ids, [*tokenizer(answer, add_special_tokens=False)["input_ids"], end]
 
     return encode
-
-
-def fit_reward(
-    job: Job, batch: PreferenceBatch, backbone: Backbone, config: TrainerConfig, metrics: dict[str, float]
-) -> tuple[reward_model.Quality, RewardModel]:
-    """Judge the previous reward model on these votes, cross-fit to judge the new one, then fit it on all of them."""
-    votes = _votes(batch, backbone)
-    width = votes.all_features().shape[1]
-    warm = job.run.warm_start_location
-    prior = RewardModel.load(Path(warm) / "reward", width, config) if warm else None
-    if prior is not None:
-        metrics |= reward_model.foretold(prior, votes).metrics("prequential")
-    prior = prior or RewardModel.fresh(votes.all_features(), config)
-    folds = batches.folds_of([*batch.singles, *batch.pairs], config.reward_folds, config.seed)
-    singles = len(batch.singles)
-    quality = reward_model.judged(prior, votes, folds[:singles], folds[singles:], config)
-    metrics |= quality.metrics("heldout")
-    judge = prior.fitted(votes, config)
-    metrics["reward/disagreement"] = judge.disagreement(votes.all_features()).mean().item()
-    return quality, judge
-
-
-def _votes(batch: PreferenceBatch, backbone: Backbone) -> Votes:
-    texts = list(
-        dict.fromkeys([s.tokens for s in batch.singles] + [t for p in batch.pairs for t in (p.chosen, p.rejected)])
-    )
-    features_BF = answer_features(backbone.encode([Exchange(*t) for t in texts])).cpu()
-    row = {t: i for i, t in enumerate(texts)}
-    return Votes(
-        features_BF=features_BF[torch.tensor([row[s.tokens] for s in batch.singles], dtype=torch.long)],
-        label_B=torch.tensor([s.label for s in batch.singles]),
-        weight_B=torch.tensor([s.weight for s in batch.singles]),
-        chosen_PF=features_BF[torch.tensor([row[p.chosen] for p in batch.pairs], dtype=torch.long)],
-        rejected_PF=features_BF[torch.tensor([row[p.rejected] for p in batch.pairs], dtype=torch.long)],
-        weight_P=torch.tensor([p.weight for p in batch.pairs]),
-    )
 
 
 # 1. Rollouts
 
 
 def collect(
-    job: Job, batch: PreferenceBatch, sampler: Sampler, config: TrainerConfig, *, to_train: bool
+    job: Job,
+    batch: PreferenceBatch,
+    sampler: Sampler,
+    config: TrainerConfig,
+    *,
+    to_train: bool,
+    to_answer: bool = True,
 ) -> tuple[list[Trajectory], list[Trajectory], list[Trajectory]]:
     """Logged answers to train on, fresh ones to train on, and the parent's answers to held-out prompts for the gate.
 
-    The first two are empty unless `to_train`.
+    The first two are empty unless `to_train`, and the second unless the algorithm wants prompts answered afresh.
 
     No held-out prompt is trained on by the policy: neither its logged answers nor fresh ones.
     """
-    heldout = batches.heldout_clusters(list(batch.messages), config.heldout_share, config.seed)
+    known = batch.messages | batch.log
+    heldout = batches.heldout_clusters(list(known), config.heldout_share, config.seed)
     logged = [t for t in batch.trajectories if to_train and t.cluster not in heldout]
     # All said outright: what is left out falls to the engine's defaults, which for some models cut the distribution.
     sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=config.max_new_tokens)
     shuffled = sorted(batch.messages)
     random.Random(f"{config.seed} {job.run.version}").shuffle(shuffled)  # noqa: S311 (no secret)
     train = {c: batch.messages[c] for c in shuffled if c not in heldout}
-    train = dict(list(train.items())[: config.rollout_prompts * to_train])
-    unseen = {c: batch.messages[c] for c in shuffled if c in heldout}
+    train = dict(list(train.items())[: config.rollout_prompts * (to_train and to_answer)])
+    # The batch's own held-out prompts are few; those of the log, each one more independent unit, give the gate power.
+    asked = [c for c in (*shuffled, *sorted(batch.log)) if c in heldout][: config.gate_answers]
+    unseen = {c: known[c] for c in asked}
     fresh = draw(sampler, train, version=job.run.parent, n=config.rollouts_per_prompt, sampling=sampling)
     n = math.ceil(config.gate_answers / max(len(unseen), 1))
     return logged, fresh, draw(sampler, unseen, version=job.run.parent, n=n, sampling=sampling)
@@ -208,22 +213,6 @@ def _most_changed(data: PolicyData, trained: Trained, answers: Sequence[Exchange
 
 def _failed(name: str, reason: str) -> GateCheck:
     return GateCheck(name=name, passed=False, value=None, bound=reason)
-
-
-def _weak_judge(quality: reward_model.Quality, config: TrainerConfig) -> GateCheck:
-    reason = (
-        f"the reward model foretells unseen votes with AUROC {quality.auroc:.2f} (95 % {quality.low:.2f} to "
-        f"{quality.high:.2f}, n = {quality.n}); {config.reward_bar:.2f} is needed before a policy may follow it"
-    )
-    return GateCheck(
-        name="reward_auroc",
-        passed=False,
-        value=quality.auroc,
-        low=quality.low,
-        high=quality.high,
-        n=quality.n,
-        bound=reason,
-    )
 
 
 def _finish(

@@ -150,6 +150,9 @@ class LeasedRecord:
     feedback: list[StoredFeedback]
 
 
+Preference = Literal["comparison", "regeneration"]
+
+
 @dataclass(frozen=True, slots=True)
 class LeasedComparison:
     """One comparison of a batch with its stored sides. `in_batch` has the ids of the sides that are records of it."""
@@ -158,11 +161,15 @@ class LeasedComparison:
     chosen: Interaction | None
     rejected: Interaction | None
     in_batch: frozenset[str]
+    source: Preference = "comparison"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchData:
-    """A leased batch, or (`id` None) the reason why there is none."""
+    """A leased batch, or (`id` None) the reason why there is none.
+
+    `first_seen_ms` has, for each rater of the batch, when anything of theirs first reached us.
+    """
 
     id: str | None
     state: BatchState
@@ -174,6 +181,9 @@ class BatchData:
     records: list[LeasedRecord] = field(default_factory=list)
     comparisons: list[LeasedComparison] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    leased_at_ms: int | None = None
+    prompts: list[Interaction] = field(default_factory=list)
+    first_seen_ms: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

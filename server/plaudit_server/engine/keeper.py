@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from plaudit_server.engine.process import EngineChild, detect_device
+from plaudit_server.engine.process import EngineChild, Launcher, launch_vllm
 from plaudit_server.engine.replica import ReplicaClient
 from plaudit_server.engine.swap import Replica, SwapRefused
 from plaudit_server.errors import EngineError
@@ -41,13 +41,16 @@ def pause_before(failures: int) -> float:
 
 
 class ChildKeeper:
-    """Keeps a vLLM of our own running."""
+    """Keeps an engine of our own running."""
 
-    def __init__(self, replica: Replica, settings: Settings, base: Path, on_up: OnUp) -> None:
+    def __init__(
+        self, replica: Replica, settings: Settings, base: Path, on_up: OnUp, launcher: Launcher = launch_vllm
+    ) -> None:
         self._replica = replica
         self._settings = settings
         self._base = base
         self._on_up = on_up
+        self._launcher = launcher
         self._child: EngineChild | None = None
         self.seconds_to_healthy: float | None = None
 
@@ -73,7 +76,7 @@ class ChildKeeper:
         self._replica.state = "starting"
         was_ready = False
         try:
-            self._child = child = await EngineChild.start(self._settings, self._base, detect_device())
+            self._child = child = await EngineChild.start(self._settings, self._base, self._launcher)
             async with ReplicaClient(socket=child.launch.socket) as client:
                 self._replica.client = client
                 await self._until_healthy(child, client)

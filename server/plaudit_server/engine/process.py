@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,10 @@ class Launch:
     environment: dict[str, str]
     socket: Path
     log: Path
+
+
+Launcher = Callable[[Settings, Path, Path], Launch]
+"""(settings, the base model's folder, a private folder) → what to start. It may block."""
 
 
 def detect_device() -> Device:
@@ -74,6 +78,11 @@ def build_launch(
         socket=socket,
         log=settings.data / "logs" / "engine.log",
     )
+
+
+def launch_vllm(settings: Settings, base: Path, folder: Path) -> Launch:
+    """vLLM as the installed build and the base model need it."""
+    return build_launch(settings, base, folder, detect_device(), target_modules=read_target_modules(base))
 
 
 def _arguments(settings: Settings, base: Path, socket: Path, device: Device) -> list[str]:
@@ -132,11 +141,10 @@ class EngineChild:
         self._log_offset = log_offset
 
     @classmethod
-    async def start(cls, settings: Settings, base: Path, device: Device) -> "EngineChild":
-        """Start vLLM in a fresh private folder, so that no engine of an earlier life is in its way."""
+    async def start(cls, settings: Settings, base: Path, launcher: Launcher = launch_vllm) -> "EngineChild":
+        """Start the engine in a fresh private folder, so that no engine of an earlier life is in its way."""
         folder = Path(tempfile.mkdtemp(prefix="plaudit-"))  # mode 0700
-        modules = await asyncio.to_thread(read_target_modules, base)
-        launch = build_launch(settings, base, folder, device, target_modules=modules)
+        launch = await asyncio.to_thread(launcher, settings, base, folder)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         _rotate(launch.log)
         with launch.log.open("ab") as log:

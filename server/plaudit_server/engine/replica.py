@@ -163,6 +163,8 @@ class ReplicaClient:
         body = {
             "model": model,
             "prompt": [[*s.prompt_ids, *s.response_ids] for s in sequences],
+            # For models with an encoder (hf/api.py). vLLM, whose models read both as one text, passes it over.
+            "prompt_lengths": [len(s.prompt_ids) for s in sequences],
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,

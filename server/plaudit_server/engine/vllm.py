@@ -19,6 +19,7 @@ from plaudit.wire.versions import ProofReport, ReplicaProof
 from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter, check_artefact, read_base
 from plaudit_server.engine.base import AdapterRef, ChatStream, ChatTrace
 from plaudit_server.engine.keeper import ChildKeeper, RemoteKeeper
+from plaudit_server.engine.process import Launcher, launch_vllm
 from plaudit_server.engine.replica import TRAINER_PRIORITY
 from plaudit_server.engine.swap import (
     BASE,
@@ -45,13 +46,18 @@ class VllmEngine:
     Args:
         settings: `engine_*`, `probe_*` and `data`.
         base: the base model's folder.
+        launcher: what to start as a child; whatever it starts must speak the part of vLLM's interface that we use.
+        note: what `health` says of replicas that are ready.
     """
 
     is_fake = False
 
-    def __init__(self, settings: Settings, base: Path) -> None:
+    def __init__(
+        self, settings: Settings, base: Path, *, launcher: Launcher = launch_vllm, note: str | None = None
+    ) -> None:
         self._settings = settings
         self._base = base
+        self._note = note
         self._bounds = Bounds(settings.probe_slope_low, settings.probe_slope_high)
         self._model: BaseModel | None = None
         self._installed: dict[str, tuple[AdapterRef, ProofReport]] = {}
@@ -63,7 +69,7 @@ class VllmEngine:
         self._keepers: Sequence[ChildKeeper | RemoteKeeper] = [
             RemoteKeeper(replica, url, self._restore)
             for replica, url in zip(self._replicas, settings.engine_urls, strict=False)
-        ] or [ChildKeeper(self._replicas[0], settings, base, self._restore)]
+        ] or [ChildKeeper(self._replicas[0], settings, base, self._restore, launcher)]
 
     async def start(self) -> None:
         """Begin to bring the engine up; `health` tells when it is ready."""
@@ -80,7 +86,11 @@ class VllmEngine:
         """One entry a replica."""
         return [
             ReplicaHealth(
-                replica=r.name, state=r.state, detail=r.detail, resident=[BASE, *r.resident], restarts=r.restarts
+                replica=r.name,
+                state=r.state,
+                detail=r.detail or self._note,
+                resident=[BASE, *r.resident],
+                restarts=r.restarts,
             )
             if r.state == "ready"
             else ReplicaHealth(replica=r.name, state=r.state, detail=r.detail, restarts=r.restarts)

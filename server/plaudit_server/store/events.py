@@ -36,4 +36,5 @@ async def page(
 
 def _from_row(row: Row[Any]) -> StoredEvent:
     values = dict(row._mapping)
+    del values["spent"]
     return StoredEvent(occurred_at_ms=values.pop("occurred_at"), received_at_ms=values.pop("received_at"), **values)

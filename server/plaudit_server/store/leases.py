@@ -1,8 +1,8 @@
 """Batches: who holds which records, until when, and what has been consumed for ever.
 
-A record is an answer with something said about it. `claims` has one row for each item that a live lease holds, and
-`consumptions` one for each that was ever trained on or set aside; the item is the primary key of both, so neither can
-happen twice, whatever the code around it does.
+A record is an answer with something said about it: a vote, a correction, a comparison, a regeneration that was kept.
+`claims` has one row for each item that a live lease holds, and `consumptions` one for each that was ever trained on or
+set aside; the item is the primary key of both, so neither can happen twice, whatever the code around it does.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,16 @@ from sqlalchemy.orm import aliased
 
 from plaudit.wire.training import AckRequest, BatchState, FailRequest, HeartbeatRequest, LeaseRequest
 from plaudit_server.domain.ids import new_id
-from plaudit_server.domain.records import (
-    BatchData,
-    BatchRow,
-    Interaction,
-    LeasedComparison,
-    LeasedRecord,
-    StoredFeedback,
-)
+from plaudit_server.domain.records import BatchData, BatchRow
 from plaudit_server.errors import Conflict, NotFound
-from plaudit_server.store import comparisons, feedback, interactions
+from plaudit_server.store import contents, regenerations
 from plaudit_server.store import tables as t
+from plaudit_server.store.contents import items
 
 _answer = t.interactions.c
 _vote = t.feedback.c
 _pair = t.comparisons.c
+_event = t.events.c
 
 
 async def lease(conn: AsyncConnection, request: LeaseRequest, *, now_ms: int) -> BatchData:
@@ -54,14 +49,36 @@ async def lease(conn: AsyncConnection, request: LeaseRequest, *, now_ms: int) ->
     if held is not None:
         await conn.execute(update(t.batches).where(t.batches.c.id == held.id).values(lease_expires_at=until_ms))
         available = await waiting(conn) + held.records
-        return await _load(conn, held.id, resumed=True, available=available, needed=request.min_records)
+        return await _load(conn, held.id, request, resumed=True, available=available)
     available, dropped = await waiting(conn), await _dropped(conn)
     if available < request.min_records:
         return _insufficient(available, request.min_records, dropped)
     batch_id = new_id("batch_")
     await conn.execute(insert(t.batches).values(_new_batch(batch_id, request.worker, now_ms, until_ms, dropped)))
     await _claim(conn, batch_id, request.max_records)
-    return await _load(conn, batch_id, resumed=False, available=available, needed=request.min_records)
+    return await _load(conn, batch_id, request, resumed=False, available=available)
+
+
+async def _load(
+    conn: AsyncConnection, batch_id: str, request: LeaseRequest, *, resumed: bool, available: int
+) -> BatchData:
+    row = (await conn.execute(select(t.batches).where(t.batches.c.id == batch_id))).one()
+    limits = {"needed": request.min_records, "max_prompts": request.max_prompts}
+    return await contents.load(conn, row, resumed=resumed, available=available, **limits)
+
+
+async def open_empty(conn: AsyncConnection, worker: str, lease_seconds: float, *, now_ms: int) -> str:
+    """A batch without records, leased to a worker whose run learns from no feedback; its id.
+
+    Raises:
+        Conflict: the worker holds a batch already (code `holds_batch`).
+    """
+    await _expire(conn, now_ms)
+    if (await conn.execute(select(t.batches.c.id).where(t.batches.c.held_by == worker))).first() is not None:
+        raise Conflict(f"{worker} holds a batch: begin its run, or give it back.", code="holds_batch")
+    batch_id, until_ms = new_id("batch_"), now_ms + _ms(lease_seconds)
+    await conn.execute(insert(t.batches).values(_new_batch(batch_id, worker, now_ms, until_ms, {})))
+    return batch_id
 
 
 async def heartbeat(conn: AsyncConnection, batch_id: str, request: HeartbeatRequest, *, now_ms: int) -> BatchRow:
@@ -150,7 +167,8 @@ def from_row(row: Row[Any]) -> BatchRow:
 def _signalled() -> CompoundSelect[Any]:
     """Ids of answers of which something can be learnt that was not learnt yet."""
     votes = select(_vote.response_id).where(_vote.spent.is_(False), _vote.trainable.is_(True))
-    return union(votes, _compared("chosen_id", "rejected_id"), _compared("rejected_id", "chosen_id"))
+    compared = _compared("chosen_id", "rejected_id"), _compared("rejected_id", "chosen_id")
+    return union(votes, *compared, *regenerations.answers())
 
 
 def _compared(side: str, other: str) -> Select[Any]:
@@ -224,7 +242,7 @@ async def _claim(conn: AsyncConnection, batch_id: str, max_records: int) -> None
     oldest = _eligible().add_columns(mine).order_by(_answer.created_at, _answer.id).limit(max_records)
     await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], oldest))
     records = await _count(conn, t.claims, t.claims.c.batch_id == batch_id)
-    held = _items(batch_id)
+    held = items(batch_id)
     both = aliased(t.interactions), aliased(t.interactions)
     pairs = select(_pair.id, mine).select_from(t.comparisons)
     for side, name in zip(both, ("chosen_id", "rejected_id"), strict=True):
@@ -234,6 +252,9 @@ async def _claim(conn: AsyncConnection, batch_id: str, max_records: int) -> None
     touching = or_(_pair.chosen_id.in_(held), _pair.rejected_id.in_(held))
     pairs = pairs.where(_pair.spent.is_(False), _pair.trainable.is_(True), free, touching)
     await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], pairs))
+    again = regenerations.usable(_event.id, mine).where(_event.id.not_in(select(t.claims.c.item_id)))
+    again = again.where(or_(_event.response_id.in_(held), _event.new_response_id.in_(held)))
+    await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], again))
     await conn.execute(update(t.batches).where(t.batches.c.id == batch_id).values(records=records))
 
 
@@ -242,7 +263,7 @@ async def _use_up(conn: AsyncConnection, batch_id: str, ending: _Ending, now_ms:
     mine = t.claims.c.batch_id == batch_id
     claimed = select(t.claims.c.item_id, t.claims.c.batch_id, literal(now_ms, _answer.created_at.type)).where(mine)
     await conn.execute(insert(t.consumptions).from_select(["item_id", "batch_id", "at"], claimed))
-    held = _items(batch_id)
+    held = items(batch_id)
     learnt = and_(_vote.response_id.in_(held), _vote.trainable.is_(True))
     counts = {
         "records": await _count(conn, t.interactions, _answer.id.in_(held)),
@@ -252,17 +273,20 @@ async def _use_up(conn: AsyncConnection, batch_id: str, ending: _Ending, now_ms:
     }
     await conn.execute(update(t.interactions).where(_answer.id.in_(held)).values(consumed_by=batch_id))
     await conn.execute(update(t.feedback).where(_vote.response_id.in_(held)).values(spent=True))
-    await conn.execute(update(t.comparisons).where(or_(_pair.id.in_(held), _too_late(held))).values(spent=True))
+    for table, first, second in (
+        (t.comparisons, _pair.chosen_id, _pair.rejected_id),
+        (t.events, _event.new_response_id, _event.response_id),
+    ):
+        late = _too_late(held, first, second)
+        await conn.execute(update(table).where(or_(table.c.id.in_(held), late)).values(spent=True))
     await _close(conn, batch_id, ending, **counts)
     return counts["records"]
 
 
-def _too_late(held: Select[Any]) -> ColumnElement[bool]:
-    """Comparisons that came after their answers were leased: once every stored side is consumed they teach no more."""
-    fresh = select(_answer.id).where(
-        or_(_answer.id == _pair.chosen_id, _answer.id == _pair.rejected_id), _answer.consumed_by.is_(None)
-    )
-    return and_(or_(_pair.chosen_id.in_(held), _pair.rejected_id.in_(held)), ~fresh.exists())
+def _too_late(held: Select[Any], first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Pairs that came after their answers were leased: once every stored side is consumed they teach no more."""
+    fresh = select(_answer.id).where(or_(_answer.id == first, _answer.id == second), _answer.consumed_by.is_(None))
+    return and_(or_(first.in_(held), second.in_(held)), ~fresh.exists())
 
 
 async def _give_back(conn: AsyncConnection, batch_id: str, ending: _Ending) -> None:
@@ -287,70 +311,6 @@ async def _expire(conn: AsyncConnection, now_ms: int) -> None:
 async def _end_runs(conn: AsyncConnection, batch_id: str, reason: str, now_ms: int) -> None:
     running = (t.runs.c.batch_id == batch_id, t.runs.c.state == "running")
     await conn.execute(update(t.runs).where(*running).values(state="failed", reason=reason, updated_at=now_ms))
-
-
-# ── what the worker gets ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _load(conn: AsyncConnection, batch_id: str, *, resumed: bool, available: int, needed: int) -> BatchData:
-    row = (await conn.execute(select(t.batches).where(t.batches.c.id == batch_id))).one()
-    records = await _records(conn, batch_id)
-    pairs = await _comparisons(conn, batch_id, frozenset(record.interaction.id for record in records))
-    compared = {side for pair in pairs for side in pair.in_batch}
-    # Votes may have been taken back since the lease began: a record of which nothing is said any more is left out.
-    records = [record for record in records if record.feedback or record.interaction.id in compared]
-    return BatchData(
-        id=batch_id,
-        state="leased",
-        reason=None,
-        resumed=resumed,
-        available=available,
-        needed=needed,
-        lease_expires_at_ms=row.lease_expires_at,
-        records=records,
-        comparisons=pairs,
-        dropped=row.dropped,
-    )
-
-
-async def _records(conn: AsyncConnection, batch_id: str) -> list[LeasedRecord]:
-    held = _items(batch_id)
-    votes: dict[str, list[StoredFeedback]] = {}
-    said = select(t.feedback).where(_vote.response_id.in_(held), _vote.trainable.is_(True))
-    for row in await conn.execute(said.order_by(_vote.received_at, _vote.id)):
-        votes.setdefault(row.response_id, []).append(feedback.from_row(row))
-    answers = select(t.interactions).where(_answer.id.in_(held)).order_by(_answer.created_at, _answer.id)
-    found = [interactions.from_row(row) for row in await conn.execute(answers)]
-    return [LeasedRecord(answer, votes.get(answer.id, [])) for answer in found]
-
-
-async def _comparisons(conn: AsyncConnection, batch_id: str, records: frozenset[str]) -> list[LeasedComparison]:
-    held = _items(batch_id)
-    pairs = select(t.comparisons).where(_pair.id.in_(held), _pair.trainable.is_(True)).order_by(_pair.id)
-    found = [comparisons.from_row(row) for row in await conn.execute(pairs)]
-    sides = await _sides(conn, held)
-    return [
-        LeasedComparison(
-            comparison=pair,
-            chosen=sides.get(pair.chosen_id or ""),
-            rejected=sides.get(pair.rejected_id or ""),
-            in_batch=records & {pair.chosen_id, pair.rejected_id},
-        )
-        for pair in found
-    ]
-
-
-async def _sides(conn: AsyncConnection, held: Select[Any]) -> dict[str, Interaction]:
-    named = union(
-        select(_pair.chosen_id).where(_pair.id.in_(held)), select(_pair.rejected_id).where(_pair.id.in_(held))
-    )
-    rows = await conn.execute(select(t.interactions).where(_answer.id.in_(named)))
-    return {row.id: interactions.from_row(row) for row in rows}
-
-
-def _items(batch_id: str) -> Select[Any]:
-    """What a live batch holds, as a subquery: a list of ids could be longer than a database takes parameters."""
-    return select(t.claims.c.item_id).where(t.claims.c.batch_id == batch_id)
 
 
 async def _count(conn: AsyncConnection, table: Any, condition: ColumnElement[bool]) -> int:

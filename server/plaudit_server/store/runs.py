@@ -17,23 +17,29 @@ from plaudit_server.store import tables as t
 
 
 async def create(conn: AsyncConnection, request: RunCreate, *, now_ms: int) -> RunRow:
-    """Begin a run on a leased batch, or find the one that was begun.
+    """Begin a run on a leased batch, or find the one that was begun; without a batch, on a new empty one.
 
     Allots the next version number (never given twice), the parent (`stable` now), its folder, and the folder to start
     reward model and critic from. A run that failed while its batch stayed leased goes on.
 
     Raises:
-        NotFound: there is no such batch.
-        Conflict: this worker does not hold it (code `lease_lost`).
+        NotFound: there is no such batch, or no such parent.
+        Conflict: this worker does not hold it (code `lease_lost`), or without a batch, holds one; the parent was given
+            though there is a batch, or cannot serve.
     """
-    await leases.check_held(conn, request.batch_id, request.worker, now_ms=now_ms)
-    known = (await conn.execute(select(t.runs.c.id).where(t.runs.c.batch_id == request.batch_id))).scalar_one_or_none()
+    batch_id = request.batch_id
+    if batch_id is None:
+        batch_id = await leases.open_empty(conn, request.worker, request.lease_seconds, now_ms=now_ms)
+    elif request.parent is not None:
+        raise Conflict("A run on a batch starts from the stable version: leave parent out.", code="parent_given")
+    await leases.check_held(conn, batch_id, request.worker, now_ms=now_ms)
+    known = (await conn.execute(select(t.runs.c.id).where(t.runs.c.batch_id == batch_id))).scalar_one_or_none()
     if known is not None:
         failed = (t.runs.c.id == known, t.runs.c.state == "failed")
         await conn.execute(sql_update(t.runs).where(*failed).values(state="running", reason=None, updated_at=now_ms))
         return await get(conn, known)
     run_id = new_id("run_")
-    await conn.execute(insert(t.runs).values({"id": run_id, **await _new(conn, request, now_ms)}))
+    await conn.execute(insert(t.runs).values({"id": run_id, **await _new(conn, request, batch_id, now_ms)}))
     return await get(conn, run_id)
 
 
@@ -104,14 +110,15 @@ async def metrics(conn: AsyncConnection, run_id: str) -> list[MetricPoint]:
     return [MetricPoint(row.stage, row.step, row.at, row.metrics) for row in rows]
 
 
-async def _new(conn: AsyncConnection, request: RunCreate, now_ms: int) -> dict[str, Any]:
-    version, alias = t.versions.c, t.aliases.c
-    serving = select(version.name, version.location).join_from(t.aliases, t.versions).where(alias.name == "stable")
-    parent = (await conn.execute(serving)).one()
-    newest = select(version.location).where(version.location.is_not(None)).order_by(version.number.desc()).limit(1)
+async def _new(conn: AsyncConnection, request: RunCreate, batch_id: str, now_ms: int) -> dict[str, Any]:
+    version = t.versions.c
+    parent = await _parent(conn, request.parent)
+    # A tuned version has learnt from no votes: it has no reward model and critic that could go on.
+    taught = (version.location.is_not(None), version.records > 0)
+    newest = select(version.location).where(*taught).order_by(version.number.desc()).limit(1)
     last_number = (await conn.execute(select(func.max(t.runs.c.number)))).scalar_one_or_none() or 0
     return {
-        "batch_id": request.batch_id,
+        "batch_id": batch_id,
         "worker": request.worker,
         "number": last_number + 1,
         "parent": parent.name,
@@ -123,6 +130,20 @@ async def _new(conn: AsyncConnection, request: RunCreate, now_ms: int) -> dict[s
         "updated_at": now_ms,
         "metrics": {},
     }
+
+
+async def _parent(conn: AsyncConnection, name: str | None) -> Row[Any, Any, Any]:
+    """Name, location, state of what a run starts from. Raises NotFound, or Conflict where it was never proven."""
+    version, alias = t.versions.c, t.aliases.c
+    known = select(version.name, version.location, version.state)
+    if name is None:
+        return (await conn.execute(known.join_from(t.aliases, t.versions).where(alias.name == "stable"))).one()
+    found = (await conn.execute(known.where(version.name == name))).first()
+    if found is None:
+        raise NotFound(f"There is no version {name}.", code="version_not_found")
+    if found.state != "ready":
+        raise Conflict(f"{name} is {found.state}: only a proven version can be a parent.", code="parent_not_ready")
+    return found
 
 
 def _from_row(row: Row[Any]) -> RunRow:

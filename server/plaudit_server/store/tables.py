@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -113,6 +114,7 @@ feedback = Table(
     UniqueConstraint("response_id", "key", "end_user"),
     Index(None, "version", "key"),
     Index(None, "spent", "trainable", "response_id"),
+    Index(None, "end_user", "received_at"),
 )
 
 feedback_revisions = Table(
@@ -149,6 +151,7 @@ comparisons = Table(
     Index(None, "spent", "trainable"),
 )
 
+# `spent`, of regenerations: the answer that was kept has been learnt from, or can be no more.
 events = Table(
     "events",
     metadata,
@@ -159,6 +162,8 @@ events = Table(
     Column("end_user", ID),
     Column("occurred_at", BigInteger, nullable=False),
     Column("received_at", BigInteger, nullable=False),
+    Column("spent", Boolean, nullable=False, server_default=false()),
+    Index(None, "type", "spent"),
 )
 
 versions = Table(

@@ -13,6 +13,10 @@ from plaudit_trainer.reward_model import RewardModel
 from plaudit_trainer.trajectories import PolicyData
 
 
+class NothingToLearn(Exception):
+    """The votes hold nothing that this algorithm can use; the message says what is missing and names the mend."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """All that one run has to teach a policy.
@@ -43,13 +47,22 @@ class Trained:
 
 
 class Algorithm(Protocol):
-    """Moves POLICY by what a lesson says; leaves REFERENCE and the frozen weights as they are."""
+    """Moves POLICY by what a lesson says; leaves REFERENCE and the frozen weights as they are.
+
+    Args:
+        uses_trajectories: it learns from answers with their sampling-time log-probabilities, which `Lesson.data` holds.
+        uses_rollouts: those may be fresh answers that nobody voted on, which cost the engine time.
+    """
 
     uses_trajectories: bool
+    uses_rollouts: bool
 
     def train(self, lesson: Lesson, reporter: Reporter, config: TrainerConfig) -> Trained:
         """Train POLICY; it ends as the last adapter known to be good.
 
         What the next run shall go on from (a critic) is written below `lesson.job.workspace`.
+
+        Raises:
+            NothingToLearn: before POLICY was touched.
         """
         ...

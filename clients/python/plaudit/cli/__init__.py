@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from plaudit import __version__
-from plaudit.cli import chat, doctor, keys, runs, versions
+from plaudit.cli import chat, doctor, keys, runs, tune, versions
 from plaudit.cli._session import Session, complain, exit_code, one_line
 
 
@@ -41,6 +41,9 @@ app.command()(versions.rollback)
 app.add_typer(runs.runs, name="runs")
 app.add_typer(keys.keys, name="keys")
 app.command()(doctor.doctor)
+app.command(  # its options are the trainer's, which parses them and answers --help
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)(tune.tune)
 
 
 def _show_version(wanted: bool) -> None:

@@ -23,12 +23,13 @@ RunState = Literal["running", "published", "rejected", "failed"]
 
 
 class RecordVote(ResponseModel):
-    """One live vote on a record's answer."""
+    """One live vote on a record's answer, or a correction of it (then `value` may be None: no vote was given)."""
 
     feedback_id: str
     key: str
-    value: float
+    value: float | None
     end_user: str | None
+    rater_since: Moment | None = Field(default=None, description="when this rater was first seen; null: unknown")
     source: Source
     occurred_at: Moment
     tags: list[str] = Field(default_factory=list)
@@ -59,9 +60,13 @@ class TrainingRecord(ResponseModel):
 
 
 class TrainingComparison(ResponseModel):
-    """A comparison between two answers; a side is a record's id or a written text."""
+    """A comparison between two answers; a side is a record's id or a written text.
+
+    `regeneration`: nobody said so, but a user had an answer made again and kept the new one.
+    """
 
     id: str
+    source: Literal["comparison", "regeneration"] = "comparison"
     messages: list[JsonObject]
     chosen_id: str | None
     rejected_id: str | None
@@ -69,6 +74,7 @@ class TrainingComparison(ResponseModel):
     rejected_text: str
     tie: Tie | None
     end_user: str | None
+    rater_since: Moment | None = Field(default=None, description="when this rater was first seen; null: unknown")
 
 
 class LeaseRequest(RequestModel):
@@ -78,6 +84,9 @@ class LeaseRequest(RequestModel):
     max_records: Annotated[int, Field(ge=1, le=100_000)] = 1024
     min_records: Annotated[int, Field(ge=1, le=100_000)] = 32
     lease_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
+    max_prompts: Annotated[int, Field(ge=0, le=4096)] = Field(
+        default=0, description="prompts of the log to give along, to draw answers to"
+    )
 
 
 class Batch(ResponseModel):
@@ -91,8 +100,12 @@ class Batch(ResponseModel):
     available: int = Field(description="records that could be leased now, this batch's included")
     needed: int
     lease_expires_at: Moment | None = None
+    leased_at: Moment | None = Field(default=None, description="by the server's clock; what a rater's age is held to")
     records: list[TrainingRecord] = Field(default_factory=list)
     comparisons: list[TrainingComparison] = Field(default_factory=list)
+    prompts: list[list[JsonObject]] = Field(
+        default_factory=list, description="messages of the newest other prompts with consent, each prompt once"
+    )
     dropped: dict[str, int] = Field(default_factory=dict, description="records passed over, by reason")
 
 
@@ -130,10 +143,18 @@ class LeaseState(ResponseModel):
 
 
 class RunCreate(RequestModel):
-    """Begin a run on a leased batch. The same batch always answers with the same run and version name."""
+    """Begin a run on a leased batch. The same batch always answers with the same run and version name.
 
-    batch_id: str
+    Without a batch: a run that learns from no feedback, such as instruction tuning. The server makes an empty batch
+    for it, leased to this worker for `lease_seconds`; registering the run's version consumes it as any other.
+    """
+
+    batch_id: str | None = None
     worker: Label
+    parent: VersionName | None = Field(
+        default=None, description="only without a batch: the version it starts from; null: the stable one"
+    )
+    lease_seconds: Annotated[float, Field(gt=0, le=86_400, description="only without a batch")] = 900
     config: JsonObject = Field(default_factory=dict)
 
 

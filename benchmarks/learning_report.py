@@ -1,0 +1,131 @@
+"""The figures and the table of `learning_curve`, from its cells."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import judging
+from benchmarks.judging import Question
+
+AIMS = {"512": 30.0, "1024": 40.0}
+
+Cell = dict[str, Any]
+Cells = dict[tuple[str, str, int], list[Cell]]
+"""By taste, learner and votes: one cell a seed."""
+
+
+def figures_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The figures of one taste, learner and number of votes, over its seeds."""
+    seeds = [[Question.of(row) for row in cell["questions"]] for cell in cells]
+    rounds = [r for cell in cells for r in cell["rounds"]]
+    return {
+        "seeds": len(cells),
+        "questions": sum(map(len, seeds)),
+        "base_rate": round(judging.mean_of(seeds, "base", "liked"), 4),
+        "new_rate": round(judging.mean_of(seeds, "new", "liked"), 4),
+        "gain_points": judging.gain_points(seeds),
+        "win_rate": judging.win_rate(seeds),
+        "length_adjusted_gain_points": judging.length_adjusted_gain(seeds),
+        "length_matched_gain_points": judging.length_matched_gain(seeds),
+        "length_matched_share": round(judging.matched_share(seeds), 3),
+        "mean_words": [round(judging.mean_of(seeds, side, "words"), 1) for side in ("base", "new")],
+        "mean_tokens": [round(judging.mean_of(seeds, side, "tokens"), 1) for side in ("base", "new")],
+        "kl_to_base": round(judging.mean_of(seeds, "new", "kl"), 2),
+        "rounds_passed": [sum(r["verdict"] == "candidate" for r in c["rounds"]) for c in cells],
+        "seconds_a_round": round(sum(r["seconds"] for r in rounds) / max(len(rounds), 1), 1),
+        "commits": sorted({c["commit"] for c in cells}),
+    }
+
+
+def report(cells: Cells, missing: list[str]) -> dict[str, Any]:
+    """All figures: each as `<figure>.<taste>.<learner>.<votes>`; and which cells are missing."""
+    by_cell = {key: figures_of(found) for key, found in sorted(cells.items())}
+    names = list(next(iter(by_cell.values()), {}))
+    nested: dict[str, Any] = {name: {} for name in names}
+    for (taste, learner, votes), figures in by_cell.items():
+        for name in names:
+            nested[name].setdefault(taste, {}).setdefault(learner, {})[str(votes)] = figures[name]
+    return {**nested, "aims": aims(nested), "missing": missing, "settings": shared_settings(cells)}
+
+
+def aims(nested: dict[str, Any]) -> dict[str, Any]:
+    """For tastes that base meets less than half of the time: is PPO's gain as wanted, is it first or near the first?"""
+    verdicts: dict[str, Any] = {}
+    for taste, learners in nested.get("gain_points", {}).items():
+        for votes, wanted in AIMS.items():
+            gains = {name: by_votes[votes] for name, by_votes in learners.items() if votes in by_votes}
+            if "ppo" not in gains or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
+                continue
+            first = max(gains, key=lambda name: gains[name][0])
+            verdicts[f"{taste}.{votes}"] = {
+                "wanted": wanted,
+                "met": gains["ppo"][0] >= wanted,
+                "first": first,
+                "ppo_first_or_within": gains["ppo"][0] >= gains[first][1],
+            }
+    return verdicts
+
+
+def shared_settings(cells: Cells) -> dict[str, Any]:
+    """What all cells were made with, but for taste, learner and seed."""
+    described = [json.loads(json.dumps(c["settings"])) for found in cells.values() for c in found]
+    for one in described:
+        del one["taste"], one["crowd"]["seed"], one["config"]["seed"], one["config"]["algorithm"]
+    distinct = {json.dumps(one, sort_keys=True) for one in described}
+    return {"distinct": len(distinct), "examples": [json.loads(text) for text in sorted(distinct)[:3]]}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The table."""
+    table = Table(title="Gain of the 👍-rate on questions never learnt on, points [95 %], after so many votes")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("taste", "learner") else "right")
+    for taste, learners in result.get("gain_points", {}).items():
+        for learner, by_votes in learners.items():
+            for votes in by_votes:
+                cell = {name: result[name][taste][learner][votes] for name in result if name not in _NOT_BY_CELL}
+                table.add_row(taste, f"{cell['base_rate']:.2f}", learner, votes, *_row(cell))
+    console.print(table)
+    for name, verdict in result["aims"].items():
+        met = "met" if verdict["met"] else "not met"
+        place = "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {verdict['first']}"
+        console.print(f"{name}: aim +{verdict['wanted']:.0f} {met}; ppo {place}", highlight=False)
+    if result["missing"]:
+        console.print(f"missing {len(result['missing'])}: {', '.join(result['missing'])}", highlight=False)
+    if result["settings"]["distinct"] > 1:
+        console.print(f"beware: the cells were made with {result['settings']['distinct']} different settings")
+
+
+_COLUMNS = [
+    "taste",
+    "base",
+    "learner",
+    "votes",
+    "seeds",
+    "gain",
+    "at equal length",
+    "win rate",
+    "words",
+    "KL",
+    "passed",
+]
+_NOT_BY_CELL = ("aims", "missing", "settings")
+
+
+def _row(cell: dict[str, Any]) -> list[str]:
+    def points(name: str) -> str:
+        mean, low, high = cell[name]
+        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+    return [
+        str(cell["seeds"]),
+        points("gain_points"),
+        points("length_adjusted_gain_points"),
+        f"{cell['win_rate'][0]:.2f}",
+        f"{cell['mean_words'][0]:.0f} → {cell['mean_words'][1]:.0f}",
+        f"{cell['kl_to_base']:.1f}",
+        "/".join(map(str, cell["rounds_passed"])),
+    ]

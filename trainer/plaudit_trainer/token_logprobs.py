@@ -1,0 +1,55 @@
+"""Log-probabilities and entropies of tokens, without the [batch, time, vocabulary] tensor they are usually read off.
+
+Shapes: N response positions laid end to end, D hidden, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (as all of PyTorch calls it)
+
+VOCABULARY_CHUNK = 128
+"""Positions whose logits (float32, over the whole vocabulary) are in memory at once; GPUs take eight times as many."""
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities of given tokens from hidden states, without ever holding all logits; and the entropies.
+
+    The output embedding is frozen, so d logp / d h = (W[token] - softmax · W) / temperature can be taken while a
+    chunk's logits are at hand; the backward pass is then one multiplication. No gradient flows from the entropies,
+    −Σ p log p over the whole vocabulary; they are zeros where they are not wanted.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  (torch gives them by position)
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor, temperature_N: Tensor, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(log-probabilities, entropies), each (N,), nats, of softmax(hidden · Wᵀ / temperature)."""
+        slope_ND = torch.empty_like(hidden_ND) if hidden_ND.requires_grad else None
+        logprobs_N = hidden_ND.new_empty(len(tokens_N), dtype=torch.float32)
+        entropy_N = torch.zeros_like(logprobs_N)
+        chunk = VOCABULARY_CHUNK * (8 if hidden_ND.is_cuda else 1)
+        for start in range(0, len(tokens_N), chunk):
+            part = slice(start, start + chunk)
+            tokens, temperature = tokens_N[part], temperature_N[part, None]
+            logits_NV = F.linear(hidden_ND[part], weight_VD).float().div_(temperature)
+            logprobs_NV = logits_NV.log_softmax(-1)
+            logprobs_N[part] = logprobs_NV.gather(1, tokens[:, None])[:, 0]
+            if slope_ND is None and not entropies:
+                continue
+            chances_NV = torch.exp(logprobs_NV, out=logits_NV)
+            if entropies:  # as a product of matrices: no third tensor of this size
+                entropy_N[part] = -torch.bmm(chances_NV[:, None], logprobs_NV[:, :, None])[:, 0, 0]
+            if slope_ND is not None:
+                expected_ND = chances_NV.to(weight_VD.dtype) @ weight_VD
+                slope_ND[part] = ((weight_VD[tokens] - expected_ND) / temperature).to(slope_ND.dtype)
+        ctx.save_for_backward(slope_ND)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The gradient of the hidden states, (N, D)."""
+        (slope_ND,) = ctx.saved_tensors
+        return (slope_ND * grads[0][:, None]).to(slope_ND.dtype), None, None, None, None
