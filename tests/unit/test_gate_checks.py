@@ -57,6 +57,13 @@ def test_the_bound_of_the_win_rate_is_a_setting() -> None:
     assert gate_checks.win_check("win_rate", toss, TrainerConfig(gate_win_rate=0.3)).passed
 
 
+def test_a_bound_of_zero_refuses_nothing_however_few_the_prompts() -> None:
+    three = {"a": ([0.0], [1.0]), "b": ([0.0], [-1.0]), "c": ([0.0], [-1.0])}
+    check = gate_checks.win_check("win_rate", three, TrainerConfig(gate_win_rate=0.0))
+    assert check.passed
+    assert (check.low, check.high) == (0.0, 1.0)
+
+
 def test_kl_beyond_its_ceiling_fails() -> None:
     assert gate_checks.kl_check(prompts(0, CONFIG.kl_ceiling - 1), CONFIG).passed
     assert not gate_checks.kl_check(prompts(0, CONFIG.kl_ceiling + 1), CONFIG).passed

@@ -54,12 +54,13 @@ def win_check(name: str, scores: dict[str, PromptFigures], config: TrainerConfig
     """How often a judge prefers the candidate's answer to the parent's on the same prompt; ties count half."""
     wins = [win_rate(figures) for figures in scores.values()]
     value, low, high = mean_interval(wins)
+    low, high = max(0.0, low), min(1.0, high)  # Student's t knows no bounds, a rate has them
     return GateCheck(
         name=name,
         passed=low >= config.gate_win_rate,
         value=value,
-        low=max(0.0, low),
-        high=min(1.0, high),
+        low=low,
+        high=high,
         n=_answers(scores),
         bound=f"lower end of the 95 % interval ≥ {config.gate_win_rate:.2f}",
         detail=f"{len(scores)} held-out prompts; {_power(value - low, config.gate_win_rate)}",
