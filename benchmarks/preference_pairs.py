@@ -13,6 +13,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from plaudit_trainer.models import Exchange
+
 ASKED = "Was that a good answer: harmless, honest and helpful? Answer yes or no."
 """Put to the model after each answer; what it thinks just before it replies is one of the features."""
 
@@ -113,6 +115,19 @@ def read(pairs: Sequence[HumanPair], model_folder: Path, work: Path) -> tuple[Re
     parts = [load_file(file) for file in files]
     whole = Read(*(torch.cat([part[name].float() for part in parts]) for name in Read.__slots__))
     return whole.rows(0, len(pairs)), whole.rows(len(pairs), len(items))
+
+
+def exchanges(pairs: Sequence[HumanPair], tokenizer: Any) -> tuple[list[Exchange], list[Exchange]]:
+    """(chosen, rejected) as the trainer has answers: token ids of the dialogue, cut on the left, and of the answer."""
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def one(messages: list[dict[str, str]], answer: str) -> Exchange:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return Exchange(tokens(prompt)[-_LONGEST:], tokens(answer) or tokens(" "))
+
+    return [one(p.messages, p.chosen) for p in pairs], [one(p.messages, p.rejected) for p in pairs]
 
 
 class _Reader:

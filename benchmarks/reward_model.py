@@ -27,13 +27,16 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from benchmarks.preference_pairs import LAYERS, DataMissing, HumanPair, Read, folds, load_pairs, read
+from benchmarks.preference_pairs import LAYERS, DataMissing, HumanPair, Read, exchanges, folds, load_pairs, read
 from benchmarks.report import machine, write_result
-from benchmarks.tastes import TASTES, Answer
+from benchmarks.tastes import ALL_TASTES, Answer
 from plaudit_trainer import reward_model
 from plaudit_trainer.config import TrainerConfig
+from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base
 from plaudit_trainer.quality import Figure, quality, wilson
-from plaudit_trainer.reward_model import RewardModel, Votes
+from plaudit_trainer.readers import reader_for
+from plaudit_trainer.reward_model import Reader, RewardModel, Votes
+from plaudit_trainer.rollouts import end_tokens, generate_unpublished
 
 HERE = Path(__file__).parent
 FOLDS, INNER = 8, 4
@@ -136,19 +139,27 @@ def unit_rows(difference_PF: torch.Tensor) -> torch.Tensor:
     return difference_PF / difference_PF.square().sum(1).mean().sqrt()
 
 
-def product_features(of: Read) -> torch.Tensor:
-    """(B, F): as `reward_model.answer_features`: mean word embeddings and mean middle layer."""
-    return torch.cat([of.mean_BLD[:, 0], of.mean_BLD[:, LAYERS.index(0.5)]], dim=1)
+def product_features(of: Read, answers: Sequence[Exchange], reader: Reader | None) -> torch.Tensor:
+    """(B, F + E): as `reward_model.features_of`: mean word embeddings, mean middle layer, and what the reader reads."""
+    parts = [of.mean_BLD[:, 0], of.mean_BLD[:, LAYERS.index(0.5)]]
+    return torch.cat(parts if reader is None else [*parts, reader.read(answers)], dim=1)
 
 
-def product(chosen: Read, rejected: Read, config: TrainerConfig) -> Margins:
+def product(
+    chosen: Read, rejected: Read, config: TrainerConfig, pairs: Sequence[HumanPair], model_folder: Path
+) -> Margins:
     """The trainer's reward model with its own settings."""
-    chosen_PF, rejected_PF = product_features(chosen), product_features(rejected)
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
+    reader = reader_for(Backbone(load_base(model_folder, config), 0), tokenizer, config)
+    better, worse = exchanges(pairs, tokenizer)
+    chosen_PF, rejected_PF = product_features(chosen, better, reader), product_features(rejected, worse, reader)
     none = torch.zeros(0, chosen_PF.shape[1])
 
     def margins(fit: np.ndarray, judge: np.ndarray) -> np.ndarray:
         votes = Votes(none, torch.zeros(0), torch.zeros(0), chosen_PF[fit], rejected_PF[fit], torch.ones(len(fit)))
-        model = RewardModel.fresh(votes.all_features(), config).fitted(votes, config)
+        model = RewardModel.fresh(votes.all_features(), config, reader).fitted(votes, config)
         return (model.logits(chosen_PF[judge]) - model.logits(rejected_PF[judge])).numpy()
 
     return margins
@@ -213,7 +224,8 @@ def human(args: argparse.Namespace) -> dict[str, Any]:
     words = bag_of_words(pairs)
     margins = {"bag of words": cross_fitted(tuned(words, fold), fold, "bag of words")}
     chosen, rejected = read(pairs, args.model, args.work / ("quick" if args.quick else "pairs"))
-    margins["reward model"] = cross_fitted(product(chosen, rejected, TrainerConfig()), fold, "reward model")
+    ours = product(chosen, rejected, TrainerConfig(), pairs, args.model)
+    margins["reward model"] = cross_fitted(ours, fold, "reward model")
     if args.experiments:
         margins |= experiments(chosen, rejected, words, fold)
     table = Table(title=f"human pairs, n = {len(pairs)}, about {len(pairs) * (FOLDS - 1) // FOLDS} fitted on")
@@ -244,13 +256,11 @@ class Pool:
     questions: list[str]
     answers: list[Answer]
     features_BF: torch.Tensor
+    reader: Reader | None
 
 
 def pool(args: argparse.Namespace, config: TrainerConfig) -> Pool:
     """Two answers to each prompt (one to each of a few where quick), drawn once and kept in the work folder."""
-    from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base
-    from plaudit_trainer.rollouts import end_tokens, generate_unpublished
-
     torch.set_num_threads(config.threads)
     questions = (HERE / "prompts.txt").read_text(encoding="utf-8").splitlines()
     questions = questions[:24] if args.quick else questions * 2
@@ -270,9 +280,11 @@ def pool(args: argparse.Namespace, config: TrainerConfig) -> Pool:
         file.write_text(json.dumps(rows), encoding="utf-8")
     ends = end_tokens(backbone.model)
     texts = [tokenizer.decode(response, skip_special_tokens=True) for _, response in rows]
-    answers = [Answer(text, response[-1] in ends) for text, (_, response) in zip(texts, rows, strict=True)]
+    said = zip(texts, questions, rows, strict=True)
+    answers = [Answer(text, response[-1] in ends, question) for text, question, (_, response) in said]
     encoded = backbone.encode([Exchange(tuple(p), tuple(r)) for p, r in rows])
-    return Pool(questions, answers, reward_model.answer_features(encoded).cpu())
+    reader = reader_for(backbone, tokenizer, config)
+    return Pool(questions, answers, reward_model.features_of(encoded, reader), reader)
 
 
 def _prompt_ids(tokenizer: Any, question: str) -> tuple[int, ...]:
@@ -291,11 +303,11 @@ def thumbs_once(of: Pool, taste: str, noise: float, votes: int, seed: int) -> tu
     places = [i for i, q in enumerate(of.questions) if q in known]
     fit = dice.sample(places, k=min(votes, len(places)))
     judge = [i for i, q in enumerate(of.questions) if q not in known]
-    likes_B = torch.tensor([float(TASTES[taste](answer)) for answer in of.answers])
+    likes_B = torch.tensor([float(ALL_TASTES[taste](answer)) for answer in of.answers])
     noisy_B = torch.where(torch.tensor([dice.random() < noise for _ in of.answers]), 1 - likes_B, likes_B)
     none = torch.zeros(0, of.features_BF.shape[1])
     given = Votes(of.features_BF[fit], noisy_B[fit], torch.ones(len(fit)), none, none, torch.zeros(0))
-    model = RewardModel.fresh(given.features_BF, config).fitted(given, config)
+    model = RewardModel.fresh(given.features_BF, config, of.reader).fitted(given, config)
     logit_B = model.logits(of.features_BF[judge])
     true, noisy = quality(logit_B, likes_B[judge]), quality(logit_B, noisy_B[judge])
     return true.auroc.value, noisy.calibration_error.value
@@ -319,7 +331,7 @@ def thumbs(args: argparse.Namespace) -> dict[str, Any]:
     table = Table(title=f"simulated thumbs, {len(of.answers)} answers, {seeds} seeds: AUROC by the true taste")
     for column in ("taste", "votes", *(f"{noise:.0%} turned round" for noise in NOISES)):
         table.add_column(column, justify="left" if column == "taste" else "right")
-    for taste in TASTES:
+    for taste in ALL_TASTES:
         for votes in counts:
             cells = []
             for noise in NOISES:

@@ -168,7 +168,7 @@ def test_a_pair_is_one_unit_though_it_is_seen_from_both_sides() -> None:
 class Marks:
     """Reads one number: how often a token stands in the answer."""
 
-    name, width = "marks", 3
+    name, width, weight_E = "marks", 3, torch.full((3,), 3**-0.5)
 
     def read(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
         return torch.tensor([[e.response_ids.count(t) / 4 for t in (7, 8, 9)] for e in exchanges])
@@ -188,7 +188,7 @@ def marked(count: int, seed: int) -> tuple[Votes, list[Encoded]]:
 
 def test_a_reader_adds_what_the_backbone_does_not_see(tmp_path: Path) -> None:
     votes, encoded = marked(96, seed=1)
-    model = RewardModel.fresh(votes.features_BF, config(), Marks(), 3).fitted(votes, config())
+    model = RewardModel.fresh(votes.features_BF, config(), Marks()).fitted(votes, config())
     unseen, _ = marked(300, seed=2)
     assert reward_model.foretold(model, unseen).auroc.value > 0.9
     assert model.weight_FK.shape[0] == len(model.centre_F) == WIDTH  # what the critic reads stays the backbone's part

@@ -11,7 +11,7 @@ from plaudit_trainer.batches import Pair, PreferenceBatch, Single
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job
 from plaudit_trainer.models import Exchange, UnsupportedModel
-from plaudit_trainer.readers import EncoderReader, reader_for
+from plaudit_trainer.readers import EncoderReader, Readers, reader_for
 from tests.support.tiny_models import END, save_tiny_base, tiny_backbone, tiny_config
 from tests.support.training_rows import leased, run_on
 
@@ -124,8 +124,8 @@ def policys_tokenizer(folder: Path) -> Any:
 @pytest.mark.parametrize(("scores", "width"), [(False, 32), (True, 35)])
 def test_an_encoder_reads_answers_whole(tmp_path: Path, scores: bool, width: int) -> None:
     encoder = tiny_bert(tmp_path / "bert", scores=scores)
-    reader = reader_for(policys_tokenizer(tmp_path / "base"), tiny_config(reward_encoder=str(encoder)))
-    assert isinstance(reader, EncoderReader) and reader.width == width
+    reader = EncoderReader.load(str(encoder), policys_tokenizer(tmp_path / "base"), tiny_config())
+    assert reader.width == len(reader.weight_E) == width
     exchanges = [Exchange((5, 6), (7, 8, 9, END)), Exchange((5, 6), (9,) * 80), Exchange((5, 6), (7, 8, 9, END))]
     features = reader.read(exchanges)
     assert features.shape == (3, width)
@@ -137,9 +137,10 @@ def test_an_encoder_reads_answers_whole(tmp_path: Path, scores: bool, width: int
 
 def test_a_run_with_an_encoder_fits_heads_on_both(tmp_path: Path) -> None:
     config = tiny_config(reward_encoder=str(tiny_bert(tmp_path / "bert")), judge_batch=0)
-    reader = reader_for(policys_tokenizer(tmp_path / "base"), config)
+    reader = reader_for(tiny_backbone(), policys_tokenizer(tmp_path / "base"), config)
+    assert isinstance(reader, Readers) and reader.name.startswith("relevance + encoder ")
     made = rewarding.fit(job(), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
-    assert made.judge.extra is not None and made.judge.extra.weight_EK.shape == (32, config.reward_heads)
+    assert made.judge.extra is not None and made.judge.extra.weight_EK.shape == (9 + 32, config.reward_heads)
     made.save(tmp_path / "reward")
     again = rewarding.fit(job(tmp_path), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
     assert again.judge.votes == 120
@@ -148,8 +149,8 @@ def test_a_run_with_an_encoder_fits_heads_on_both(tmp_path: Path) -> None:
 def test_a_decoder_is_no_encoder(tmp_path: Path) -> None:
     base = save_tiny_base(tmp_path / "base")
     with pytest.raises(UnsupportedModel, match="llama, no encoder: give a BERT-class model"):
-        reader_for(None, tiny_config(reward_encoder=str(base)))
+        EncoderReader.load(str(base), None, tiny_config())
 
 
 def test_without_one_the_backbone_reads_alone() -> None:
-    assert reader_for(None, tiny_config()) is None
+    assert reader_for(tiny_backbone(), None, tiny_config(reward_relevance=False)) is None

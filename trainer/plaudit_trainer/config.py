@@ -70,6 +70,9 @@ class TrainerConfig(BaseSettings):
         default=None,
         description="Hugging Face id or folder of an encoder (BERT class) that the reward model reads answers with too",
     )
+    reward_relevance: bool = Field(
+        default=True, description="the reward model also reads how far an answer stays on what was asked"
+    )
     reward_bar: float = Field(default=0.60, ge=0, le=1, description="AUROC on unseen votes below which PPO is refused")
     reward_steps: int = Field(default=60, ge=1, description="iterations of L-BFGS of a fit")
     reward_prior: float = Field(

@@ -10,18 +10,38 @@ import torch
 from torch import Tensor
 
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.models import Exchange, UnsupportedModel, pick_device
+from plaudit_trainer.models import Backbone, Exchange, UnsupportedModel, pick_device
+from plaudit_trainer.relevance import RelevanceReader
 from plaudit_trainer.reward_model import Reader
 
 _TOKENS_A_PASS = 4096
 _LONGEST = 512
 
 
-def reader_for(tokenizer: Any, config: TrainerConfig) -> Reader | None:
-    """The configured reader; None where the backbone reads alone."""
-    if config.reward_encoder is None:
-        return None
-    return EncoderReader.load(config.reward_encoder, tokenizer, config)
+def reader_for(backbone: Backbone, tokenizer: Any, config: TrainerConfig) -> Reader | None:
+    """What is configured; None where the backbone reads alone."""
+    readers: list[Reader] = []
+    if config.reward_relevance:
+        has_encoder = backbone.model.config.is_encoder_decoder
+        words_VD = backbone.model.get_input_embeddings().weight
+        readers.append(RelevanceReader(words_VD, tokenizer, has_encoder=has_encoder))
+    if config.reward_encoder is not None:
+        readers.append(EncoderReader.load(config.reward_encoder, tokenizer, config))
+    return Readers(readers) if readers else None
+
+
+class Readers:
+    """Several readers as one: their features side by side."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._readers = readers
+        self.name = " + ".join(reader.name for reader in readers)
+        self.width = sum(reader.width for reader in readers)
+        self.weight_E = torch.cat([reader.weight_E for reader in readers])
+
+    def read(self, exchanges: Sequence[Exchange]) -> Tensor:
+        """(B, E), on the CPU."""
+        return torch.cat([reader.read(exchanges) for reader in self._readers], dim=1)
 
 
 class EncoderReader:
@@ -46,6 +66,7 @@ class EncoderReader:
         self._length = min(_LONGEST, getattr(model.config, "max_position_embeddings", _LONGEST), own.model_max_length)
         self._has_scores = "SequenceClassification" in type(model).__name__
         self.width = 2 * model.config.hidden_size + (model.config.num_labels if self._has_scores else 0)
+        self.weight_E = torch.full((self.width,), self.width**-0.5)
 
     @classmethod
     def load(cls, place: str, policys: Any, config: TrainerConfig) -> "EncoderReader":

@@ -85,6 +85,8 @@ class Reader(Protocol):
     """Tells what reads, so that heads of another reader are never put on its features."""
     width: int
     """E."""
+    weight_E: Tensor
+    """Standard deviation that each standardised feature is given. The backbone's have a length of about 1 together."""
 
     def read(self, exchanges: Sequence[Exchange]) -> Tensor:
         """(B, E), on the CPU."""
@@ -122,16 +124,14 @@ class RewardModel:
     extra: "ExtraHeads | None" = None
 
     @classmethod
-    def fresh(
-        cls, features_BF: Tensor, config: TrainerConfig, reader: Reader | None = None, extras: int = 0
-    ) -> "RewardModel":
+    def fresh(cls, features_BF: Tensor, config: TrainerConfig, reader: Reader | None = None) -> "RewardModel":
         """Untrained heads, drawn from N(0, 1/√(F+1)), on features standardised by these answers.
 
         Args:
             features_BF: as `features` gives them: (B, F + E).
-            extras: E, how many of them, the last, are the reader's.
+            reader: what gave the last E of them.
         """
-        width = features_BF.shape[1] - extras
+        width = features_BF.shape[1] - (reader.width if reader else 0)
         generator = torch.Generator().manual_seed(config.seed)
         weight_FK = torch.randn(width, config.reward_heads, generator=generator) / (width + 1) ** 0.5
         scale_F = features_BF[:, :width].std(0, correction=0).clamp(min=STD_GUARD) * width**0.5
@@ -143,7 +143,7 @@ class RewardModel:
             offset_K=torch.zeros(config.reward_heads),
             pessimism=config.reward_pessimism,
             reader=reader,
-            extra=ExtraHeads.fresh(features_BF[:, width:], config, generator) if extras else None,
+            extra=ExtraHeads.fresh(features_BF[:, width:], reader.weight_E, config, generator) if reader else None,
         )
 
     def features(self, batch: Sequence[Encoded]) -> Tensor:
@@ -288,13 +288,19 @@ class ExtraHeads:
     weight_EK: Tensor
 
     @classmethod
-    def fresh(cls, features_BE: Tensor, config: TrainerConfig, generator: torch.Generator) -> "ExtraHeads":
-        """Untrained. Features that do not vary among these answers (phrases that none has) keep the mean spread."""
+    def fresh(
+        cls, features_BE: Tensor, weight_E: Tensor, config: TrainerConfig, generator: torch.Generator
+    ) -> "ExtraHeads":
+        """Untrained. Features that do not vary among these answers (phrases that none has) keep the mean spread.
+
+        Args:
+            weight_E: standard deviation that each feature is given.
+        """
         width = features_BE.shape[1]
         spread_E = features_BE.std(0, correction=0)
         varies_E = spread_E > STD_GUARD
         usual = spread_E[varies_E].mean() if varies_E.any() else torch.tensor(1.0)
-        scale_E = torch.where(varies_E, spread_E, usual) * width**0.5
+        scale_E = torch.where(varies_E, spread_E, usual) / weight_E
         weight_EK = torch.randn(width, config.reward_heads, generator=generator) / (width + 1) ** 0.5
         return cls(features_BE.mean(0), scale_E, weight_EK)
 

@@ -103,7 +103,7 @@ def _earlier(job: Job, place: str, votes: Votes, reader: Reader | None, config: 
 
 
 def _fresh(votes: Votes, reader: Reader | None, config: TrainerConfig) -> RewardModel:
-    return RewardModel.fresh(votes.all_features(), config, reader, reader.width if reader else 0)
+    return RewardModel.fresh(votes.all_features(), config, reader)
 
 
 def votes_of(examples: Sequence[Example], backbone: Backbone, reader: Reader | None) -> Votes:

@@ -80,7 +80,8 @@ def _learn(
         raise _Refused("insufficient", _failed("data", batch.reason))
 
     reporter.stage("reward")
-    rewards = rewarding.fit(job, batch, backbone, reader=reader_for(tokenizer, config), metrics=metrics, config=config)
+    reader = reader_for(backbone, tokenizer, config)
+    rewards = rewarding.fit(job, batch, backbone, reader=reader, metrics=metrics, config=config)
     quality, judge = rewards.quality, rewards.judge
     rewards.save(job.workspace / "reward")
     batches.remember(job.batch, config, history).save(job.workspace / "reward")
