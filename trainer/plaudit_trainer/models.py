@@ -10,7 +10,7 @@ computed once an answer and needs no backward pass.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (as all of PyTorch calls it)
 from torch.utils.checkpoint import checkpoint
 
+from plaudit_trainer import shared_prefix
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.distributed import ALONE, Crew, recast
 from plaudit_trainer.token_logprobs import TokenLogprobs
@@ -144,6 +145,8 @@ class Backbone:
         self._wrap(layers)
         self.middle = self.depth // 2
         self._lower, self._upper = self._split()
+        # Processes that share a model must all make the same passes over it.
+        self.shares_prefixes = self._upper is not None and crew.size == 1 and not _has_windows(model.config)
 
     def _check_head(self) -> None:
         config, head = self.model.config, self.model.get_output_embeddings()
@@ -223,6 +226,7 @@ class Backbone:
 
     def checkpoint_layers(self) -> None:
         """From now on adapted layers keep their input only and are computed again in the backward pass."""
+        self.shares_prefixes = False  # computed again, a layer would add its keys and values twice
         for layer in self.layers()[self.cut :]:
             layer.forward = self._checkpointed(layer.forward)
 
@@ -252,14 +256,37 @@ class Backbone:
         encoded: dict[int, Encoded] = {}
         with self.using(None):
             for rows, _ in self.passes([len(e) for e in exchanges]):
-                ids_BT = self._pad_ids([exchanges[row] for row in rows])
-                layers = self._lower(input_ids=ids_BT, use_cache=False, output_hidden_states=True).hidden_states
+                layers = self._lower_layers([exchanges[row] for row in rows])
                 for place, row in enumerate(rows):
-                    encoded[row] = self._encoded(exchanges[row], [layer[place] for layer in layers])
+                    encoded[row] = self._encoded(exchanges[row], {at: layers[at][place] for at in layers})
         encoded = self.crew.gathered(encoded, self.device)
         return [encoded[row] for row in range(len(exchanges))]
 
-    def _encoded(self, exchange: Exchange, layers: Sequence[Tensor]) -> Encoded:
+    def _lower_layers(self, exchanges: Sequence[Exchange]) -> dict[int, Tensor]:
+        """What leaves the layers that are read later, by their place: (B, T, D) each."""
+        wanted = {0, self.middle, self.cut if self._upper is not None else 0}
+        shared = self._shared_prefix(exchanges)
+        if not shared:
+            states = self._lower(input_ids=self._pad_ids(exchanges), use_cache=False, output_hidden_states=True)
+            return {at: states.hidden_states[at] for at in wanted}
+        head_1P = torch.tensor([exchanges[0].prompt_ids[:shared]], device=self.device)
+        head, rest = shared_prefix.run(
+            self._lower,
+            {"input_ids": head_1P},
+            {"input_ids": self._pad_ids(exchanges, shared)},
+            depth=self.depth,
+            lowest=0,
+            output_hidden_states=True,
+        )
+        rows = len(exchanges)
+        return {
+            at: torch.cat([head.hidden_states[at].expand(rows, -1, -1), rest.hidden_states[at]], dim=1) for at in wanted
+        }
+
+    def _shared_prefix(self, exchanges: Sequence[Exchange]) -> int:
+        return shared_prefix.length([e.prompt_ids for e in exchanges]) if self.shares_prefixes else 0
+
+    def _encoded(self, exchange: Exchange, layers: Mapping[int, Tensor]) -> Encoded:
         start, end = len(exchange.prompt_ids), len(exchange)
         words_TD, meaning_TD = layers[0][:end].float(), layers[self.middle][:end].float()
         response_TF = torch.cat([words_TD[start:], meaning_TD[start:]], dim=1)
@@ -277,14 +304,20 @@ class Backbone:
         Answers are padded on the right, so causal attention keeps the padding from being seen and positions count
         from the first token without further ado.
         """
+        shared = self._shared_prefix([e.exchange for e in batch])
         if self._upper is None:
             hidden_BTD = self.model.base_model(input_ids=self._pad_ids([e.exchange for e in batch]), use_cache=False)[0]
         else:
             trunks = [e.trunk_TD for e in batch if e.trunk_TD is not None]
-            padded_BTD = nn.utils.rnn.pad_sequence(trunks, batch_first=True)
-            hidden_BTD = self._upper(inputs_embeds=padded_BTD, use_cache=False)[0]
+            rest_BTD = nn.utils.rnn.pad_sequence([trunk_TD[shared:] for trunk_TD in trunks], batch_first=True)
+            if shared:
+                head, rest = {"inputs_embeds": trunks[0][None, :shared]}, {"inputs_embeds": rest_BTD}
+                _, after = shared_prefix.run(self._upper, head, rest, depth=self.depth, lowest=self.cut)
+                hidden_BTD = after[0]
+            else:
+                hidden_BTD = self._upper(inputs_embeds=rest_BTD, use_cache=False)[0]
         kept = [
-            hidden_TD[len(e.exchange.prompt_ids) - 1 : len(e.exchange)]
+            hidden_TD[len(e.exchange.prompt_ids) - 1 - shared : len(e.exchange) - shared]
             for hidden_TD, e in zip(hidden_BTD, batch, strict=True)
         ]
         return torch.cat(kept)
@@ -343,8 +376,9 @@ class Backbone:
                 real = lengths[row]
         return groups
 
-    def _pad_ids(self, exchanges: Sequence[Exchange]) -> Tensor:
-        rows = [torch.tensor(e.prompt_ids + e.response_ids, device=self.device) for e in exchanges]
+    def _pad_ids(self, exchanges: Sequence[Exchange], start: int = 0) -> Tensor:
+        """(B, T): the ids from `start` on."""
+        rows = [torch.tensor((e.prompt_ids + e.response_ids)[start:], device=self.device) for e in exchanges]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -358,6 +392,14 @@ def _find_layers(model: Any) -> tuple[str, nn.ModuleList]:
 def _is_plain_stack(body: Any) -> bool:
     return isinstance(getattr(body, "layers", None), nn.ModuleList) and isinstance(
         getattr(body, "norm", None), nn.Module
+    )
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether some layer sees only the last positions, so that a shared beginning may be out of its sight."""
+    kinds = getattr(config, "layer_types", None) or []
+    return any(kind != "full_attention" for kind in kinds) or bool(
+        getattr(config, "sliding_window", None) and not kinds
     )
 
 

@@ -34,15 +34,18 @@ class TokenLogprobs(torch.autograd.Function):
             part = slice(start, start + chunk)
             tokens, temperature = tokens_N[part], temperature_N[part, None]
             logits_NV = F.linear(hidden_ND[part], weight_VD).float().div_(temperature)
-            logprobs_NV = logits_NV.log_softmax(-1)
-            logprobs_N[part] = logprobs_NV.gather(1, tokens[:, None])[:, 0]
+            chosen_N1, largest_N1 = logits_NV.gather(1, tokens[:, None]), logits_NV.amax(1, keepdim=True)
+            chances_NV = logits_NV.sub_(largest_N1).exp_()  # in place: a pass over memory costs as much as the product
+            total_N1 = chances_NV.sum(1, keepdim=True)
+            normaliser_N1 = largest_N1 + total_N1.log()
+            logprobs_N[part] = (chosen_N1 - normaliser_N1)[:, 0]
             if slope_ND is None and not entropies:
                 continue
-            chances_NV = torch.exp(logprobs_NV, out=logits_NV)
-            if entropies:  # as a product of matrices: no third tensor of this size
-                entropy_N[part] = -torch.bmm(chances_NV[:, None], logprobs_NV[:, :, None])[:, 0, 0]
+            expected_ND = (chances_NV.to(weight_VD.dtype) @ weight_VD).float() / total_N1
+            if entropies:  # −Σ p log p = log Z − Σ p logit, and the expected logit is the expected embedding's
+                expected_N = (expected_ND * hidden_ND[part].float()).sum(1) / temperature[:, 0]
+                entropy_N[part] = normaliser_N1[:, 0] - expected_N
             if slope_ND is not None:
-                expected_ND = chances_NV.to(weight_VD.dtype) @ weight_VD
                 slope_ND[part] = ((weight_VD[tokens] - expected_ND) / temperature).to(slope_ND.dtype)
         ctx.save_for_backward(slope_ND)
         ctx.mark_non_differentiable(entropy_N)
