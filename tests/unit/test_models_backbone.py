@@ -138,6 +138,15 @@ def test_generation_under_left_padding_follows_the_policys_own_distribution() ->
     assert [e.prompt_ids for e in together] == prompts
 
 
+def test_the_head_never_sees_a_slice_while_generating() -> None:
+    """On a slice PyTorch copies the output matrix once a row: gigabytes for a batch of answers."""
+    backbone, dense = tiny_backbone(), []
+    head = backbone.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, args, __: dense.append(args[0].is_contiguous()))
+    generate_unpublished(backbone, [(5, 6, 7), (8, 9, 10)], max_new_tokens=3, temperature=1.0, seed=0)
+    assert len(dense) == 3 and all(dense)
+
+
 def test_generation_is_cut_after_the_first_end_and_repeats_with_its_seed() -> None:
     backbone = tiny_backbone()
     prompts = [(5, 6)] * 64

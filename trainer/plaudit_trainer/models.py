@@ -155,6 +155,7 @@ class Backbone:
         if head is None or getattr(head, "bias", None) is not None:
             raise UnsupportedModel(f"{config.model_type} has no plain output embedding")
         self.unembedding_VD: Tensor = head.weight
+        head.register_forward_pre_hook(_dense)
 
     def _wrap(self, layers: nn.ModuleList) -> None:
         for index in range(self.cut, self.depth):
@@ -380,6 +381,12 @@ class Backbone:
         """(B, T): the ids from `start` on."""
         rows = [torch.tensor((e.prompt_ids + e.response_ids)[start:], device=self.device) for e in exchanges]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _dense(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input, contiguous. `generate` hands it a slice, each row's last state, and for such a one PyTorch
+    copies the whole matrix once a row (2.13, CPU): 1.7 GB and 1.5 s for 32 answers of a 135 M model."""
+    return (args[0].contiguous(), *args[1:])
 
 
 def _find_layers(model: Any) -> tuple[str, nn.ModuleList]:
