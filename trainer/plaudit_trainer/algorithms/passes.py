@@ -80,7 +80,7 @@ def make_passes(
         alarms += [alarm for alarm in found if alarm not in alarms]
         if update.stopped:
             break
-    trained = ppo._trained(backbone, data, update, alarms, config)
+    trained = ppo.finished(backbone, data, update, alarms, config)
     return replace(trained, metrics=_named(trained.metrics, name))
 
 

@@ -145,7 +145,7 @@ def train(
         )
         if update.stopped:
             break
-    return _trained(backbone, data, update, alarms, config)
+    return finished(backbone, data, update, alarms, config)
 
 
 def improve(
@@ -188,9 +188,10 @@ def improve(
         reporter.step(update.steps, update.metrics)
 
 
-def _trained(
+def finished(
     backbone: Backbone, data: PolicyData, update: PolicyUpdate, alarms: list[str], config: TrainerConfig
 ) -> Trained:
+    """What came of all passes; takes the last step back where it went beyond the KL ceiling."""
     with backbone.using(POLICY):
         final = backbone.all_logprobs(data.encoded, data.temperatures)
         if not update.stopped and answer_kl(final, data.anchored) > config.kl_ceiling:  # the last step went too far
