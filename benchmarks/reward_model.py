@@ -35,7 +35,8 @@ from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base
 from plaudit_trainer.quality import Figure, quality, wilson
 from plaudit_trainer.readers import reader_for
-from plaudit_trainer.reward_model import Reader, RewardModel, Votes
+from plaudit_trainer.reward_fit import Votes
+from plaudit_trainer.reward_model import Reader, RewardModel
 from plaudit_trainer.rollouts import end_tokens, generate_unpublished
 
 HERE = Path(__file__).parent
@@ -140,8 +141,9 @@ def unit_rows(difference_PF: torch.Tensor) -> torch.Tensor:
 
 
 def product_features(of: Read, answers: Sequence[Exchange], reader: Reader | None) -> torch.Tensor:
-    """(B, F + E): as `reward_model.features_of`: mean word embeddings, mean middle layer, and what the reader reads."""
-    parts = [of.mean_BLD[:, 0], of.mean_BLD[:, LAYERS.index(0.5)]]
+    """(B, F + E): as `reward_model.features_of` puts them together."""
+    middle, high = LAYERS.index(0.5), LAYERS.index(0.65)
+    parts = [of.mean_BLD[:, 0], of.mean_BLD[:, middle], of.last_BLD[:, high], of.mean_BLD[:, high]]
     return torch.cat(parts if reader is None else [*parts, reader.read(answers)], dim=1)
 
 

@@ -12,7 +12,8 @@ from plaudit_trainer.batches import Pair, PreferenceBatch, Single, heldout_clust
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job
 from plaudit_trainer.models import REFERENCE, Backbone
-from plaudit_trainer.reward_model import RewardModel, Votes, answer_features
+from plaudit_trainer.reward_fit import Votes
+from plaudit_trainer.reward_model import RewardModel, answer_features
 from plaudit_trainer.rollouts import generate_unpublished
 from plaudit_trainer.trajectories import PolicyData
 from tests.support.tiny_votes import run, share_liked, trajectory

@@ -127,6 +127,18 @@ def test_features_are_running_means_of_the_response_alone() -> None:
     torch.testing.assert_close(a.prefix_TF[2, :32], embedding[[7, 8, 9]].mean(0), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_whole_answers_are_read_two_thirds_up(cut: int) -> None:
+    exchanges = [Exchange((5, 6), (7, 8, 9)), Exchange((5, 6, 7), (8,))]
+    for encoded, exchange in zip(tiny_backbone(cut=cut).encode(exchanges), exchanges, strict=True):
+        ids_1T = torch.tensor([exchange.prompt_ids + exchange.response_ids])
+        with torch.no_grad():
+            states_TD = tiny_llama()(ids_1T, output_hidden_states=True).hidden_states[3][0]
+        response_TD = states_TD[len(exchange.prompt_ids) :]
+        expected = torch.cat([response_TD[-1], response_TD.mean(0)])
+        torch.testing.assert_close(encoded.whole_E, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_generation_under_left_padding_follows_the_policys_own_distribution() -> None:
     """Greedy continuations of a padded batch equal those of each prompt alone."""
     backbone = tiny_backbone()

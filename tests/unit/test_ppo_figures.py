@@ -179,7 +179,7 @@ def test_the_parts_of_a_score_add_up_to_it() -> None:
     backbone, config = tiny_backbone(), tiny_config()
     answers = [trajectory(vote=1.0), trajectory(), trajectory(tokens=((5, 6), (7, 8, 9)), finish_reason=None)]
     encoded = backbone.encode([Exchange(*t.tokens) for t in answers])
-    judge = RewardModel.fresh(torch.randn(40, 64, generator=torch.Generator().manual_seed(1)), config)
+    judge = RewardModel.fresh(torch.randn(40, 128, generator=torch.Generator().manual_seed(1)), config)
     parts = trajectories.score_parts(answers, encoded, judge, [END], config)
     model_B = judge.scores(answer_features(encoded))
     assert parts["vote"].tolist() == [0.5, 0, 0]

@@ -124,7 +124,7 @@ def score_of(t: Trajectory, **changes: Any) -> float:
     backbone = tiny_backbone()
     config = tiny_config(**changes)
     encoded = backbone.encode([Exchange(*t.tokens)])
-    judge = RewardModel.fresh(torch.randn(40, 64, generator=torch.Generator().manual_seed(1)), config)
+    judge = RewardModel.fresh(torch.randn(40, 128, generator=torch.Generator().manual_seed(1)), config)
     return trajectories.answer_scores([t], encoded, judge, [END], config).item()
 
 

@@ -8,7 +8,8 @@ import torch
 
 from plaudit_trainer.models import Exchange
 from plaudit_trainer.relevance import RelevanceReader
-from plaudit_trainer.reward_model import RewardModel, Votes
+from plaudit_trainer.reward_fit import Votes
+from plaudit_trainer.reward_model import RewardModel
 from tests.support.tiny_models import END, save_tiny_base, tiny_config
 
 WORDS = 64

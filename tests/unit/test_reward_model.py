@@ -11,7 +11,8 @@ from plaudit_trainer import reward_model
 from plaudit_trainer.batches import Split, Splits
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import Encoded, Exchange
-from plaudit_trainer.reward_model import RewardModel, Votes, features_of
+from plaudit_trainer.reward_fit import Votes
+from plaudit_trainer.reward_model import RewardModel, features_of
 
 WIDTH = 24
 
@@ -50,7 +51,8 @@ def test_it_learns_from_thumbs_from_pairs_and_from_both(singles: int, pairs: int
 
 def test_heads_start_small_and_differ() -> None:
     model = RewardModel.fresh(torch.randn(8, 2000), config(reward_heads=3))
-    assert model.weight_FK.std().item() == pytest.approx(2001**-0.5, rel=0.05)
+    assert model.weight_FK.std().item() == pytest.approx(1001**-0.5, rel=0.05)
+    assert model.whole.weight_EK.std().item() == pytest.approx(1001**-0.5, rel=0.05)
     assert not torch.allclose(model.weight_FK[:, 0], model.weight_FK[:, 1])
 
 
@@ -178,8 +180,11 @@ def marked(count: int, seed: int) -> tuple[Votes, list[Encoded]]:
     """Users like token 7, which the backbone's features do not show."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 10, (count, 6), generator=generator).tolist()
-    noise = torch.randn(count, 1, WIDTH, generator=generator)
-    encoded = [Encoded(Exchange((1,), tuple(row)), None, torch.zeros(2), n) for row, n in zip(ids, noise, strict=True)]
+    noise = torch.randn(count, WIDTH, generator=generator).split(WIDTH // 2, dim=1)
+    encoded = [
+        Encoded(Exchange((1,), tuple(row)), None, torch.zeros(2), prefix[None], whole)
+        for row, prefix, whole in zip(ids, *noise, strict=True)
+    ]
     features = features_of(encoded, Marks())
     labels = torch.tensor([float(row.count(7) > 1) for row in ids])
     empty = torch.zeros(0, WIDTH + 3)
@@ -191,7 +196,7 @@ def test_a_reader_adds_what_the_backbone_does_not_see(tmp_path: Path) -> None:
     model = RewardModel.fresh(votes.features_BF, config(), Marks()).fitted(votes, config())
     unseen, _ = marked(300, seed=2)
     assert reward_model.foretold(model, unseen).auroc.value > 0.9
-    assert model.weight_FK.shape[0] == len(model.centre_F) == WIDTH  # what the critic reads stays the backbone's part
+    assert model.weight_FK.shape[0] == len(model.centre_F) == WIDTH // 2  # what the critic reads: of prefixes
     assert torch.equal(model.features(encoded), votes.features_BF)
     model.save(tmp_path)
     again = RewardModel.load(tmp_path, WIDTH + 3, config(), Marks())

@@ -140,7 +140,7 @@ def test_a_run_with_an_encoder_fits_heads_on_both(tmp_path: Path) -> None:
     reader = reader_for(tiny_backbone(), policys_tokenizer(tmp_path / "base"), config)
     assert isinstance(reader, Readers) and reader.name.startswith("relevance + encoder ")
     made = rewarding.fit(job(), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
-    assert made.judge.extra is not None and made.judge.extra.weight_EK.shape == (9 + 32, config.reward_heads)
+    assert made.judge.whole.weight_EK.shape == (64 + 9 + 32, config.reward_heads)
     made.save(tmp_path / "reward")
     again = rewarding.fit(job(tmp_path), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
     assert again.judge.votes == 120

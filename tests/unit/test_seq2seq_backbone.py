@@ -128,6 +128,7 @@ def test_features_are_running_means_of_the_response_alone() -> None:
     assert not torch.allclose(a.prefix_TF[2], b.prefix_TF[2])
     embedding = backbone.model.get_input_embeddings().weight
     torch.testing.assert_close(a.prefix_TF[2, :32], embedding[[7, 8, 9]].mean(0), atol=1e-5, rtol=1e-5)
+    assert a.whole_E.shape == (64,) and not torch.allclose(a.whole_E, b.whole_E)
 
 
 def test_a_model_that_bends_its_logits_is_refused() -> None:

@@ -76,7 +76,9 @@ class TrainerConfig(BaseSettings):
     reward_bar: float = Field(default=0.60, ge=0, le=1, description="AUROC on unseen votes below which PPO is refused")
     reward_steps: int = Field(default=60, ge=1, description="iterations of L-BFGS of a fit")
     reward_prior: float = Field(
-        default=0.1, gt=0, description="pull of the reward model towards what earlier batches made it"
+        default=1.0,
+        gt=0,
+        description="pull of the reward model towards what earlier batches made it, times what a batch itself suggests",
     )
     reward_folds: int = Field(default=8, ge=2, description="folds by rater and prompt that its quality is judged on")
     reward_heads: int = Field(default=4, ge=1, description="small heads of the ensemble")

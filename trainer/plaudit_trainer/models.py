@@ -58,17 +58,21 @@ class Encoded:
         prefix_TF: row t is the mean over response tokens 0…t of [word embedding, middle layer]: what reward model
             and critic read. Measured on 48 to 192 votes it tells tastes apart far better than the last token's
             final state (docs/explanation/experiments.md).
+        whole_E: of the whole answer, two thirds up: [the state at its last token, the mean over its tokens]. What the
+            reward model reads besides: people's preferences show there.
     """
 
     exchange: Exchange
     trunk_TD: Tensor | None
     context_D: Tensor
     prefix_TF: Tensor
+    whole_E: Tensor
 
     def to(self, device: torch.device | str) -> "Encoded":
         """The same on another device."""
         trunk_TD = None if self.trunk_TD is None else self.trunk_TD.to(device)
-        return Encoded(self.exchange, trunk_TD, self.context_D.to(device), self.prefix_TF.to(device))
+        rest = (tensor.to(device) for tensor in (self.context_D, self.prefix_TF, self.whole_E))
+        return Encoded(self.exchange, trunk_TD, *rest)
 
 
 class Switch:
@@ -143,7 +147,7 @@ class Backbone:
         self.cut = cut
         self.linears: dict[str, LoraLinear] = {}
         self._wrap(layers)
-        self.middle = self.depth // 2
+        self.middle, self.high = read_layers(self.depth)
         self._lower, self._upper = self._split()
         # Processes that share a model must all make the same passes over it.
         self.shares_prefixes = self._upper is not None and crew.size == 1 and not _has_windows(model.config)
@@ -177,7 +181,7 @@ class Backbone:
         if not _is_plain_stack(body):
             return body, None
         upper = _with_layers(body, slice(self.cut, None))
-        lower = _with_layers(body, slice(0, max(self.cut, self.middle)))
+        lower = _with_layers(body, slice(0, max(self.cut, self.high)))
         lower.norm = nn.Identity()
         ids_BT = torch.arange(1, 9, device=self.device)[None] % self.unembedding_VD.shape[0]
         with torch.no_grad():
@@ -265,7 +269,7 @@ class Backbone:
 
     def _lower_layers(self, exchanges: Sequence[Exchange]) -> dict[int, Tensor]:
         """What leaves the layers that are read later, by their place: (B, T, D) each."""
-        wanted = {0, self.middle, self.cut if self._upper is not None else 0}
+        wanted = {0, self.middle, self.high, self.cut if self._upper is not None else 0}
         shared = self._shared_prefix(exchanges)
         if not shared:
             states = self._lower(input_ids=self._pad_ids(exchanges), use_cache=False, output_hidden_states=True)
@@ -290,6 +294,7 @@ class Backbone:
     def _encoded(self, exchange: Exchange, layers: Mapping[int, Tensor]) -> Encoded:
         start, end = len(exchange.prompt_ids), len(exchange)
         words_TD, meaning_TD = layers[0][:end].float(), layers[self.middle][:end].float()
+        high_TD = layers[self.high][start:end].float()
         response_TF = torch.cat([words_TD[start:], meaning_TD[start:]], dim=1)
         count_T = torch.arange(1, end - start + 1, device=self.device)
         return Encoded(
@@ -297,6 +302,7 @@ class Backbone:
             trunk_TD=None if self._upper is None else layers[self.cut][:end].clone(),
             context_D=meaning_TD[:start].mean(0),
             prefix_TF=response_TF.cumsum(0) / count_T[:, None],
+            whole_E=torch.cat([high_TD[-1], high_TD.mean(0)]),
         )
 
     def states(self, batch: Sequence[Encoded]) -> Tensor:
@@ -436,6 +442,11 @@ def pick_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
     native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def read_layers(depth: int) -> tuple[int, int]:
+    """The layers that reward model and critic read: the middle one, and that two thirds up."""
+    return depth // 2, max(depth // 2, round(2 * depth / 3))
 
 
 def lowest_layer(depth: int, share: float) -> int:

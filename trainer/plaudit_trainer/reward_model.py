@@ -1,15 +1,16 @@
 """The reward model: what users would say of an answer, from few votes, with its doubt.
 
-An ensemble of linear heads on the frozen base model's mean-pooled layers (`Encoded.prefix_TF`). Each head is the
-maximum a posteriori estimate of Bradley–Terry on pairs plus logistic regression on thumbs, under its own Bayesian
-bootstrap of the votes and its own random prior (Osband et al. 2018), so that heads differ where votes are silent.
-A fit on hundreds of votes takes well under a second, which is why every figure here can be cross-fitted.
+An ensemble of linear heads on what the frozen base model makes of an answer: mean-pooled layers, which the critic
+reads of unfinished answers too (`Encoded.prefix_TF`), and states further up, of whole answers (`Encoded.whole_E`).
+Each head is the maximum a posteriori estimate of Bradley–Terry on pairs plus logistic regression on thumbs, under its
+own Bayesian bootstrap of the votes and its own random prior (Osband et al. 2018), so that heads differ where votes are
+silent. A fit on hundreds of votes takes well under a second, which is why every figure here can be cross-fitted.
 
-Shapes: B answers, P pairs, K heads, F features.
+Shapes: B answers, P pairs, K heads, F features of prefixes, E features of whole answers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,15 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plaudit_trainer import reward_fit
 from plaudit_trainer.batches import Splits
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.losses import STD_GUARD, preference_loss, thumbs_loss
+from plaudit_trainer.losses import STD_GUARD
 from plaudit_trainer.models import Encoded, Exchange
 from plaudit_trainer.quality import Quality, quality
+from plaudit_trainer.reward_fit import STRENGTHS, Evidence, Heads, Strength, Votes
 
 _FILE = "heads.safetensors"
 _WORDS = 2.0
-"""How much more the word embeddings (the first half of the features) count than the middle layer: measured best."""
+"""How much more the word embeddings (the first half of F) count than the middle layer: measured best."""
 
 
 _JUDGED_SHARE = 0.1
@@ -34,62 +37,30 @@ _JUDGED_SHARE = 0.1
 
 
 def answer_features(batch: Sequence[Encoded]) -> Tensor:
-    """(B, F): of each whole answer, what the backbone makes of it."""
-    return torch.stack([e.prefix_TF[-1] for e in batch])
+    """(B, F + E): of each whole answer, what the backbone makes of it."""
+    return torch.stack([torch.cat([e.prefix_TF[-1], e.whole_E]) for e in batch])
 
 
 def features_of(batch: Sequence[Encoded], reader: "Reader | None") -> Tensor:
-    """(B, F + E), on the CPU: of each whole answer, what the backbone and the reader make of it."""
-    features_BF = answer_features(batch).cpu()
+    """(B, F + E), on the CPU: of each whole answer, what the backbone and then the reader make of it."""
+    features_BX = answer_features(batch).cpu()
     if reader is None:
-        return features_BF
-    return torch.cat([features_BF, reader.read([e.exchange for e in batch])], dim=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Votes:
-    """What is fitted: answers with a label in [0, 1] and pairs, each weighted."""
-
-    features_BF: Tensor
-    label_B: Tensor
-    weight_B: Tensor
-    chosen_PF: Tensor
-    rejected_PF: Tensor
-    weight_P: Tensor
-
-    def rows(self, singles: Sequence[int], pairs: Sequence[int]) -> "Votes":
-        """Only these answers and these pairs."""
-        s, p = torch.tensor(singles, dtype=torch.long), torch.tensor(pairs, dtype=torch.long)
-        return Votes(
-            self.features_BF[s],
-            self.label_B[s],
-            self.weight_B[s],
-            self.chosen_PF[p],
-            self.rejected_PF[p],
-            self.weight_P[p],
-        )
-
-    def part(self, places: Sequence[int], singles: int) -> "Votes":
-        """Only these, by their places in singles followed by pairs; `singles` is how many singles there are."""
-        return self.rows([i for i in places if i < singles], [i - singles for i in places if i >= singles])
-
-    def all_features(self) -> Tensor:
-        """(B + 2P, F)."""
-        return torch.cat([self.features_BF, self.chosen_PF, self.rejected_PF])
+        return features_BX
+    return torch.cat([features_BX, reader.read([e.exchange for e in batch])], dim=1)
 
 
 class Reader(Protocol):
-    """Features of whole answers beside the backbone's: E numbers an answer."""
+    """Features of whole answers beside the backbone's."""
 
     name: str
     """Tells what reads, so that heads of another reader are never put on its features."""
     width: int
-    """E."""
+    """How many numbers an answer."""
     weight_E: Tensor
     """Standard deviation that each standardised feature is given. The backbone's have a length of about 1 together."""
 
     def read(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """(B, E), on the CPU."""
+        """(B, width), on the CPU."""
         ...
 
 
@@ -97,8 +68,8 @@ class Reader(Protocol):
 class RewardModel:
     """Linear heads on standardised features. Scores are normalised to mean 0, variance 1 on reference answers.
 
-    The first F features are the backbone's, which the critic reads too, of unfinished answers. The E further ones, if
-    there is a reader, are of whole answers only.
+    The first F features are those that the critic reads too, of unfinished answers. The E further ones are of whole
+    answers only: the backbone's states, then what the reader reads.
 
     Args:
         centre_F: mean of each feature over the answers of the first fit.
@@ -107,21 +78,24 @@ class RewardModel:
         offset_K: the score at which a user is as likely to vote up as down.
         mean: of the raw score on the reference answers.
         std: of the raw score on the reference answers.
+        whole: the heads on the E further features.
+        reader: what gave the last of them.
         pessimism: standard deviations of the heads that `scores` takes off.
         votes: votes and pairs that it has learnt from.
-        reader: what gives the further features; its heads are `extra`.
+        strength: of the priors of the last fit.
     """
 
     centre_F: Tensor
     scale_F: Tensor
     weight_FK: Tensor
     offset_K: Tensor
+    whole: "WholeHeads"
+    reader: Reader | None = None
     mean: float = 0.0
     std: float = 1.0
-    pessimism: float = field(default=0.5)
+    pessimism: float = 0.5
     votes: float = 0.0
-    reader: Reader | None = None
-    extra: "ExtraHeads | None" = None
+    strength: Strength = STRENGTHS[0]
 
     @classmethod
     def fresh(cls, features_BF: Tensor, config: TrainerConfig, reader: Reader | None = None) -> "RewardModel":
@@ -129,9 +103,9 @@ class RewardModel:
 
         Args:
             features_BF: as `features` gives them: (B, F + E).
-            reader: what gave the last E of them.
+            reader: what gave the last of them.
         """
-        width = features_BF.shape[1] - (reader.width if reader else 0)
+        width = _prefix_width(features_BF.shape[1], reader)
         generator = torch.Generator().manual_seed(config.seed)
         weight_FK = torch.randn(width, config.reward_heads, generator=generator) / (width + 1) ** 0.5
         scale_F = features_BF[:, :width].std(0, correction=0).clamp(min=STD_GUARD) * width**0.5
@@ -141,9 +115,9 @@ class RewardModel:
             scale_F=scale_F,
             weight_FK=weight_FK,
             offset_K=torch.zeros(config.reward_heads),
-            pessimism=config.reward_pessimism,
+            whole=WholeHeads.fresh(features_BF[:, width:], reader, config, generator),
             reader=reader,
-            extra=ExtraHeads.fresh(features_BF[:, width:], reader.weight_E, config, generator) if reader else None,
+            pessimism=config.reward_pessimism,
         )
 
     def features(self, batch: Sequence[Encoded]) -> Tensor:
@@ -160,13 +134,11 @@ class RewardModel:
 
     def _standardised(self, features_BF: Tensor) -> Tensor:
         width = len(self.centre_F)
-        parts = [self.standardise(features_BF[:, :width])]
-        if self.extra is not None:
-            parts.append(self.extra.standardise(features_BF[:, width:]))
+        parts = self.standardise(features_BF[:, :width]), self.whole.standardise(features_BF[:, width:])
         return torch.cat(parts, dim=1)
 
     def _weights(self) -> Tensor:
-        return self.weight_FK if self.extra is None else torch.cat([self.weight_FK, self.extra.weight_EK])
+        return torch.cat([self.weight_FK, self.whole.weight_EK])
 
     def logits(self, features_BF: Tensor) -> Tensor:
         """(B,): the heads' mean logit of an up-vote."""
@@ -192,52 +164,38 @@ class RewardModel:
         self.mean, self.std = raw_B.mean().item(), std if std > STD_GUARD else 1.0
 
     def fitted(self, votes: Votes, config: TrainerConfig) -> "RewardModel":
-        """The heads after these votes; the present heads are the prior's centre, so earlier batches are remembered.
-
-        Minimises Σ w·loss + λ/2 ‖W − W₀‖² by L-BFGS, exact to its tolerance and the same on every run.
-        """
+        """The heads after these votes; the present heads are the prior's centre, so earlier batches are remembered."""
+        width, seen = len(self.centre_F), self._evidence(votes)
+        start = Heads(self._weights(), self.offset_K)
+        strength = reward_fit.best_strength(seen, start, config)
         generator = torch.Generator().manual_seed(config.seed + 1)
+        found = reward_fit.fitted(seen, start, strength, config, generator)
+        model = replace(
+            self,
+            weight_FK=found.weight_FK[:width],
+            whole=replace(self.whole, weight_EK=found.weight_FK[width:]),
+            offset_K=found.offset_K,
+            pessimism=config.reward_pessimism,
+            votes=self.votes + len(votes),
+            strength=strength,
+        )
+        model.normalise_on(votes.all_features())
+        return model
+
+    def _evidence(self, votes: Votes) -> Evidence:
         features_BF = self._standardised(votes.features_BF)
         difference_PF = self._standardised(votes.chosen_PF) - self._standardised(votes.rejected_PF)
-        start_FK, heads = self._weights(), self.weight_FK.shape[1]
-        weight_BK = _bootstrapped(votes.weight_B, heads, generator)
-        weight_PK = _bootstrapped(votes.weight_P, heads, generator)
-        weight_FK = start_FK.clone().requires_grad_(True)
-        offset_K = self.offset_K.clone().requires_grad_(True)
-        optimiser = torch.optim.LBFGS(
-            [weight_FK, offset_K], max_iter=config.reward_steps, line_search_fn="strong_wolfe"
-        )
-
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            prior = ((weight_FK - start_FK) ** 2).sum() + 0.1 * ((offset_K - self.offset_K) ** 2).sum()
-            total = config.reward_prior / 2 * prior
-            total = total + thumbs_loss(features_BF @ weight_FK, votes.label_B, weight_BK, offset_K)
-            difference_PK = difference_PF @ weight_FK
-            total = total + preference_loss(difference_PK, torch.zeros_like(difference_PK), weight_PK)
-            total.backward()
-            return total
-
-        optimiser.step(loss)
-        width, learnt = len(self.centre_F), len(votes.label_B) + len(votes.weight_P)
-        fitted = replace(
-            self,
-            weight_FK=weight_FK.detach()[:width],
-            offset_K=offset_K.detach(),
-            pessimism=config.reward_pessimism,
-            votes=self.votes + learnt,
-            extra=None if self.extra is None else replace(self.extra, weight_EK=weight_FK.detach()[width:]),
-        )
-        fitted.normalise_on(votes.all_features())
-        return fitted
+        width = len(self.centre_F)
+        state_F = torch.zeros(features_BF.shape[1], dtype=torch.bool)
+        state_F[width : 2 * width] = True
+        return Evidence(features_BF, votes.label_B, votes.weight_B, difference_PF, votes.weight_P, state_F)
 
     def save(self, folder: Path) -> None:
         """Write the heads to `folder` as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"centre": self.centre_F, "scale": self.scale_F, "weight": self.weight_FK, "offset": self.offset_K}
         tensors["normal"] = torch.tensor([self.mean, self.std, self.votes])
-        if self.extra is not None:
-            tensors |= {f"extra_{name}": tensor for name, tensor in self.extra.tensors().items()}
+        tensors |= {f"whole_{name}": tensor for name, tensor in self.whole.tensors().items()}
         words = {"reader": self.reader.name if self.reader else ""}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _FILE, metadata=words)
 
@@ -255,14 +213,12 @@ class RewardModel:
         with safe_open(folder / _FILE, "pt") as file:
             words = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        extra = (
-            ExtraHeads(*(tensors[f"extra_{name}"] for name in ExtraHeads.__slots__))
-            if "extra_centre_E" in tensors
-            else None
-        )
-        found = len(tensors["centre"]) + (0 if extra is None else len(extra.centre_E))
-        same = words.get("reader", "") == (reader.name if reader else "") and len(tensors["normal"]) == 3
-        if not same or found != width or tensors["weight"].shape[1] != config.reward_heads:
+        names = [f"whole_{name}" for name in WholeHeads.__slots__]
+        same = words.get("reader", "") == (reader.name if reader else "") and all(name in tensors for name in names)
+        if not same or tensors["weight"].shape[1] != config.reward_heads:
+            return None
+        whole = WholeHeads(*(tensors[name] for name in names))
+        if len(tensors["centre"]) + len(whole.centre_E) != width:
             return None
         mean, std, votes = tensors["normal"].tolist()
         return cls(
@@ -270,18 +226,23 @@ class RewardModel:
             tensors["scale"],
             tensors["weight"],
             tensors["offset"],
+            whole,
+            reader,
             mean,
             std,
             config.reward_pessimism,
             votes,
-            reader,
-            extra,
         )
 
 
+def _prefix_width(width: int, reader: Reader | None) -> int:
+    """F: as many of the backbone's features are of prefixes as are of whole answers."""
+    return (width - (reader.width if reader else 0)) // 2
+
+
 @dataclass(frozen=True, slots=True)
-class ExtraHeads:
-    """Heads on a reader's features; as those of `RewardModel`."""
+class WholeHeads:
+    """Heads on what is read of whole answers only; as those of `RewardModel`."""
 
     centre_E: Tensor
     scale_E: Tensor
@@ -289,14 +250,18 @@ class ExtraHeads:
 
     @classmethod
     def fresh(
-        cls, features_BE: Tensor, weight_E: Tensor, config: TrainerConfig, generator: torch.Generator
-    ) -> "ExtraHeads":
+        cls, features_BE: Tensor, reader: Reader | None, config: TrainerConfig, generator: torch.Generator
+    ) -> "WholeHeads":
         """Untrained. Features that do not vary among these answers (phrases that none has) keep the mean spread.
 
         Args:
-            weight_E: standard deviation that each feature is given.
+            reader: what gave the last of the features.
         """
         width = features_BE.shape[1]
+        states = width - (reader.width if reader else 0)
+        weight_E = torch.full((states,), max(states, 1) ** -0.5)
+        if reader is not None:
+            weight_E = torch.cat([weight_E, reader.weight_E])
         spread_E = features_BE.std(0, correction=0)
         varies_E = spread_E > STD_GUARD
         usual = spread_E[varies_E].mean() if varies_E.any() else torch.tensor(1.0)
@@ -311,12 +276,6 @@ class ExtraHeads:
     def tensors(self) -> dict[str, Tensor]:
         """By their names."""
         return {name: getattr(self, name) for name in self.__slots__}
-
-
-def _bootstrapped(weight_N: Tensor, heads: int, generator: torch.Generator) -> Tensor:
-    """(N, K): Bayesian bootstrap (Rubin 1981), exponential weights of mean 1, half-strength: few votes are precious."""
-    draws_NK = torch.empty(len(weight_N), heads).exponential_(generator=generator)
-    return weight_N[:, None] * (0.5 + 0.5 * draws_NK)
 
 
 # How good it is

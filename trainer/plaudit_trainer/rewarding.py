@@ -12,7 +12,8 @@ from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job
 from plaudit_trainer.models import Backbone, Exchange
 from plaudit_trainer.quality import Quality
-from plaudit_trainer.reward_model import Reader, RewardModel, Votes, features_of
+from plaudit_trainer.reward_fit import Votes
+from plaudit_trainer.reward_model import Reader, RewardModel, features_of
 
 _JUDGE_SEED = 1000
 """Added to the seed, so that the heads of the two models share not even their random priors."""
@@ -72,6 +73,7 @@ def fit(
     metrics |= quality.metrics("heldout")
     metrics |= {"reward/disagreement": judge.disagreement(votes.all_features()).mean().item()}
     metrics |= {"reward/votes_learnt": judge.votes}
+    metrics |= {"reward/prior_plain": judge.strength.plain, "reward/prior_states": judge.strength.states}
     independent = _independent(job, every.part(sorted(theirs), singles), votes, reader, config)
     if independent is not None:
         metrics |= independent.quality.metrics("independent") | {"reward/independent_votes": independent.model.votes}
@@ -91,7 +93,7 @@ def _independent(
     """The judge of earlier runs after this batch's share of votes; what it is worth is told by the votes of ours."""
     own = config.model_copy(update={"seed": config.seed + _JUDGE_SEED})
     model = _earlier(job, "reward/judge", ours, reader, config)
-    if len(theirs.label_B) + len(theirs.weight_P):
+    if len(theirs):
         model = (model or _fresh(ours, reader, own)).fitted(theirs, own)
     return None if model is None else Independent(model, reward_model.foretold(model, ours))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit_trainer.models import Backbone, Encoded, Exchange, LoraLinear, UnsupportedModel
+from plaudit_trainer.models import Backbone, Encoded, Exchange, LoraLinear, UnsupportedModel, read_layers
 
 _STACK = re.compile(r"(?:^|\.)(encoder|decoder)\.\w+\.(\d+)\.")
 _TOLERANCE = 1e-3
@@ -58,7 +58,7 @@ class Seq2SeqBackbone(Backbone):
     def _split(self) -> tuple[Any, Any]:
         """Encoder and decoder. Checked against the model's own forward pass, which may do more than we know of."""
         encoder, decoder = self.model.get_encoder(), self.model.get_decoder()
-        self.middle = (self.depth - self.encoder_depth) // 2
+        self.middle, self.high = read_layers(self.depth - self.encoder_depth)
         self._lower, self._upper = encoder, decoder
         sample = Exchange((5, 6, 7), (8, 9, 10))
         with torch.no_grad():
@@ -104,12 +104,14 @@ class Seq2SeqBackbone(Backbone):
         """What reward model and critic read: see `Encoded`. Position t + 1 of the decoder has just read token t."""
         end = len(exchange.response_ids) + 1
         response_TF = torch.cat([layers[0][1:end].float(), layers[self.middle][1:end].float()], dim=1)
+        high_TD = layers[self.high][1:end].float()
         count_T = torch.arange(1, end, device=self.device)
         return Encoded(
             exchange=exchange,
             trunk_TD=prompt_SD.clone() if self.encoder_is_frozen else None,
             context_D=prompt_SD.float().mean(0),
             prefix_TF=response_TF.cumsum(0) / count_T[:, None],
+            whole_E=torch.cat([high_TD[-1], high_TD.mean(0)]),
         )
 
     def states(self, batch: Sequence[Encoded]) -> Tensor:
