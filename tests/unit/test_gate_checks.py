@@ -123,7 +123,7 @@ def whole(
     independent: Independent | None = None,
     backbone: Backbone | None = None,
 ) -> GateReport:
-    judge = RewardModel.fresh(torch.randn(40, 64), CONFIG)
+    judge = RewardModel.fresh(torch.randn(40, 128), CONFIG)
     return gate.check(
         backbone or tiny_backbone(),
         Rewards(judge, GOOD, independent),
@@ -186,7 +186,7 @@ def test_without_heldout_answers_nothing_passes() -> None:
 
 
 def judge_of(votes: float, auroc: float) -> Independent:
-    model = RewardModel.fresh(torch.randn(40, 64), CONFIG)
+    model = RewardModel.fresh(torch.randn(40, 128), CONFIG)
     model.votes = votes
     return Independent(model, quality(auroc))
 
