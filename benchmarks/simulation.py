@@ -24,7 +24,7 @@ from plaudit.wire.training import Batch, GeneratedAnswer, GeneratePrompt, Record
 from plaudit_trainer import adapters
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base, lowest_layer
-from plaudit_trainer.rollouts import end_tokens, generate_unpublished
+from plaudit_trainer.rollouts import draw_unpublished, end_tokens
 
 FOLDS = 5
 BASE = "base"
@@ -204,7 +204,7 @@ def write_json(file: Path, content: object) -> None:
 
 
 class LocalEngine:
-    """A `Sampler`: answers with Hugging Face's `generate`, and with the trainer's own log-probabilities.
+    """A `Sampler`: answers with Hugging Face's `generate`, and with the log-probabilities that it drew from.
 
     Args:
         work: folder for the pool of base answers.
@@ -268,20 +268,18 @@ class LocalEngine:
         self.calls += 1
         ids = [self._ids(q) for q in questions]
         seed = int(hashlib.sha256(f"{self.seed} {purpose} {self.calls}".encode()).hexdigest()[:8], 16)
-        exchanges = generate_unpublished(self.backbone, ids, max_new_tokens=self.tokens, temperature=1.0, seed=seed)
-        with self.backbone.using(POLICY):
-            logprobs = self.backbone.all_logprobs(self.backbone.encode(exchanges), [1.0] * len(exchanges))
+        drawn = draw_unpublished(self.backbone, ids, max_new_tokens=self.tokens, temperature=1.0, seed=seed)
         ends = end_tokens(self.backbone.model)
         return [
             GeneratedAnswer(
                 prompt_index=i,
                 prompt_ids=list(e.prompt_ids),
                 response_ids=list(e.response_ids),
-                logprobs=logp.tolist(),
+                logprobs=logprobs,
                 text=self.tokenizer.decode(e.response_ids, skip_special_tokens=True),
                 finish_reason="stop" if e.response_ids[-1] in ends else "length",
             )
-            for i, (e, logp) in enumerate(zip(exchanges, logprobs, strict=True))
+            for i, (e, logprobs) in enumerate(drawn)
         ]
 
     def _ids(self, question: str) -> tuple[int, ...]:

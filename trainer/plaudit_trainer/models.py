@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (as all of PyTorch calls it)
 from torch.utils.checkpoint import checkpoint
 
-from plaudit_trainer import shared_prefix
+from plaudit_trainer import shared_prefix, short_attention
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.distributed import ALONE, Crew, recast
 from plaudit_trainer.token_logprobs import TokenLogprobs
@@ -141,6 +141,7 @@ class Backbone:
         self.crew = crew
         self.switch = Switch()
         self._check_head()
+        short_attention.install(model)
         self.layers_path, layers = _find_layers(model)
         self.depth = len(layers)
         self.transposed = False

@@ -11,6 +11,7 @@ from plaudit.wire.training import GeneratedAnswer, GeneratePrompt
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.learner import Sampler
 from plaudit_trainer.models import POLICY, Backbone, Exchange
+from plaudit_trainer.sampling import Draw
 
 
 def draw(
@@ -51,17 +52,25 @@ def _trajectory(answer: GeneratedAnswer, cluster: str, version: str, sampling: S
     )
 
 
-@torch.no_grad()
 def generate_unpublished(
     backbone: Backbone, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int, temperature: float, seed: int
 ) -> list[Exchange]:
-    """Answers by the policy in training, which no engine has: one a prompt, drawn from softmax(logits / temperature).
+    """One answer a prompt by the policy in training, which no engine has, from softmax(logits / temperature)."""
+    drawn = draw_unpublished(backbone, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    return [exchange for exchange, _ in drawn]
+
+
+@torch.no_grad()
+def draw_unpublished(
+    backbone: Backbone, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int, temperature: float, seed: int
+) -> list[tuple[Exchange, list[float]]]:
+    """`generate_unpublished`, each answer with its tokens' log-probabilities (nats) as they were when drawn.
 
     Prompts of unlike length are padded on the left; the mask, from which Hugging Face derives position ids, is made
     from lengths, since the padding token is often the end-of-text token.
     """
     ends = end_tokens(backbone.model)
-    results: dict[int, Exchange] = {}
+    results: dict[int, tuple[Exchange, list[float]]] = {}
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), backbone.using(POLICY):
         torch.manual_seed(seed)
@@ -70,16 +79,18 @@ def generate_unpublished(
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(order), rows_a_pass):
             rows = order[start : start + rows_a_pass]
-            tokens = backbone.crew.told(
+            drawn = backbone.crew.told(
                 _generate(backbone, [prompts[r] for r in rows], max_new_tokens, temperature, ends)
             )
-            results.update({r: Exchange(prompts[r], _cut(t, ends)) for r, t in zip(rows, tokens, strict=True)})
+            for row, (tokens, logprobs) in zip(rows, drawn, strict=True):
+                answer = _cut(tokens, ends)
+                results[row] = Exchange(prompts[row], answer), logprobs[: len(answer)]
     return [results[row] for row in range(len(prompts))]
 
 
 def _generate(
     backbone: Backbone, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, temperature: float, ends: list[int]
-) -> list[list[int]]:
+) -> list[tuple[list[int], list[float]]]:
     longest = max(map(len, prompts))
     ids_BT = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts], device=backbone.device)
     mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=backbone.device)
@@ -89,13 +100,15 @@ def _generate(
         # An encoder may count positions from the first place, padding or not: there padding stands behind.
         ids_BT = torch.tensor([list(p) + [ends[0]] * (longest - len(p)) for p in prompts], device=backbone.device)
         mask_BT = mask_BT.flip(1)
+    draw = Draw(temperature)
     out_BT = backbone.model.generate(
         input_ids=ids_BT,
         attention_mask=mask_BT,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # `draw` leaves one token to choose from
+        logits_processor=[draw],
+        temperature=None,
+        top_k=None,
+        top_p=None,
         repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
@@ -103,8 +116,8 @@ def _generate(
         synced_gpus=backbone.crew.sharded,
         **more,
     )
-    tokens: list[list[int]] = out_BT[:, begun:].tolist()
-    return tokens
+    logprobs_BT = torch.stack(draw.logprobs, dim=1)
+    return list(zip(out_BT[:, begun:].tolist(), logprobs_BT.tolist(), strict=True))
 
 
 def encoder_decoder_arguments() -> dict[str, Any]:
