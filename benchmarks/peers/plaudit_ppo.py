@@ -24,7 +24,7 @@ from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange, load_base
 from plaudit_trainer.reward_model import RewardModel, answer_features
-from plaudit_trainer.rollouts import end_tokens, generate_unpublished
+from plaudit_trainer.rollouts import draw_unpublished, end_tokens, generate_unpublished
 from plaudit_trainer.trajectories import PolicyData, prepare
 
 
@@ -138,8 +138,7 @@ def measured_steps(
         backbone.copy_adapter(REFERENCE, POLICY)
         since = time.perf_counter()
         prompts = [t.tokens[0] for t in answers]
-        drawn = generate_unpublished(backbone, prompts, max_new_tokens=args.tokens, temperature=1.0, seed=number)
-        logged(backbone, [{"prompt_ids": list(e.prompt_ids), "response_ids": list(e.response_ids)} for e in drawn])
+        draw_unpublished(backbone, prompts, max_new_tokens=args.tokens, temperature=1.0, seed=number)
         generation = time.perf_counter() - since
         clock.phases.clear()
         since = time.perf_counter()

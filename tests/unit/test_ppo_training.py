@@ -1,10 +1,12 @@
 """PPO itself: rewards reach the right token, the policy moves towards them, and what ruins runs raises an alarm."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from plaudit_trainer import losses, trajectories
 from plaudit_trainer.algorithms import critic as critic_module
@@ -14,6 +16,7 @@ from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.models import POLICY, Backbone, Exchange
 from plaudit_trainer.reward_model import RewardModel, answer_features
 from plaudit_trainer.rollouts import generate_unpublished
+from plaudit_trainer.trajectories import PolicyData
 from tests.support.tiny_answers import liked, sampled, trained
 from tests.support.tiny_models import END, stir, tiny_backbone, tiny_config
 from tests.support.tiny_votes import trajectory
@@ -88,6 +91,45 @@ def test_the_ceiling_restores_the_last_adapter_below_it() -> None:
     assert result.metrics["ppo/stopped_by_ceiling"] == 1
     assert all(step["ppo/kl"] <= 0.2 for step in log.steps)
     assert result.metrics["ppo/kl"] > 0
+
+
+def far_from_its_anchor(backbone: Backbone, nats: float, answers: int = 64) -> PolicyData:
+    """Answers of a parent that stands some nats from its anchor, on a quarter of them four times as far as on average.
+
+    exp(−x) − 1 + x nats a token, where x is what anchor and parent differ by.
+    """
+    data = sampled(backbone, answers)
+    far = [row % 4 == 0 for row in range(answers)]
+    off = [
+        brentq(lambda x, a=nats * 4 / n: math.exp(-x) - 1 + x - a, 0, 100) if f else 0.0
+        for f, n in zip(far, data.lengths, strict=True)
+    ]
+    return replace(data, anchor=[r - x for r, x in zip(data.reference, off, strict=True)])
+
+
+def test_one_minibatch_far_from_the_anchor_does_not_end_a_run() -> None:
+    """Each minibatch of four holds either no answer that is far off, or only such: its own KL says nothing of all."""
+    backbone = tiny_backbone()
+    data = far_from_its_anchor(backbone, nats=2.0)
+    assert ppo.answer_kl(data.reference, data.anchored) == pytest.approx(2.0, rel=1e-3)
+    result, log = trained(backbone, data, lr=1e-4, kl_ceiling=3.0, minibatch=4, ppo_epochs=1)
+    assert result.metrics["ppo/stopped_by_ceiling"] == 0
+    assert len(log.steps) == 16
+    assert all(step["ppo/kl"] == pytest.approx(2.0, abs=0.3) for step in log.steps)
+
+
+def test_a_parent_above_the_ceiling_may_come_back() -> None:
+    backbone = tiny_backbone()
+    data = far_from_its_anchor(backbone, nats=2.0)
+    result, log = trained(backbone, data, lr=1e-4, kl_ceiling=1.0, kl_coefficient=10.0, ppo_epochs=1)
+    assert log.steps and result.metrics["ppo/kl"] <= 2.0
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1.0, 4.0), (2.0, 1.0), (8.0, 1.0)])
+def test_the_penalty_begins_higher_where_the_distance_is_used_up(target: float, factor: float) -> None:
+    data = far_from_its_anchor(tiny_backbone(), nats=2.0)
+    config = tiny_config(kl_target=target, kl_coefficient=0.1)
+    assert ppo.first_coefficient(data, config) == pytest.approx(0.1 * factor, rel=1e-2)
 
 
 def test_the_penalty_grows_while_the_kl_lies_above_its_target() -> None:

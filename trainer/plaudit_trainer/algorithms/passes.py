@@ -68,7 +68,8 @@ def make_passes(
     named.stage("policy", total=config.ppo_epochs * math.ceil(len(rows) / config.minibatch))
     update = PolicyUpdate(list(backbone.adapter(POLICY).values()), config)
     shuffle = random.Random(config.seed)  # noqa: S311 (an order of examples is no secret)
-    order, present, beta = list(rows), data.reference, config.kl_coefficient  # POLICY starts as REFERENCE
+    order, present = list(rows), data.reference  # POLICY starts as REFERENCE
+    beta = ppo.first_coefficient(data, config)
     alarms: list[str] = []
     for epoch in range(config.ppo_epochs):
         if epoch > 0:

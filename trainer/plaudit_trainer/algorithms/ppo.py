@@ -24,6 +24,8 @@ from plaudit_trainer.trajectories import PolicyData
 
 _NO_RATIO = 1e-6
 """A ratio that never differs from 1 by more is rounding, not an update."""
+_ROUNDING = 1.001
+"""Two passes over the same answers agree on their KL within this factor."""
 
 
 class PPO:
@@ -112,7 +114,7 @@ def train(
     equal = data.score_B.std(correction=0).item() <= losses.STD_GUARD
     alarms = ["all rewards are equal: nothing can be learnt from them"] if equal else []
     shuffle = random.Random(config.seed)  # noqa: S311 (an order of examples is no secret)
-    proximal, beta = data.reference, config.kl_coefficient  # POLICY starts as REFERENCE
+    proximal, beta = data.reference, first_coefficient(data, config)  # POLICY starts as REFERENCE
 
     for epoch in range(config.ppo_epochs):
         if epoch > 0:
@@ -173,13 +175,17 @@ def improve(
         kl_weight: of the KL to the anchor in the loss itself, for algorithms that do not put it into the reward.
     """
     ends = end_tokens(backbone.model)
+    kl_before_B = answer_kls(proximal, data.anchored)
+    bound = kl_bound(data, config)
     for start in range(0, len(order), config.minibatch):
         rows = list(order[start : start + config.minibatch])
         update.optimiser.zero_grad()
         step = accumulate_gradient(
             backbone, data, rows, proximal=proximal, advantages=advantages, config=config, kl_weight=kl_weight
         )
-        if step["kl"] > config.kl_ceiling:
+        # A minibatch's own KL is too noisy to stop by: to the KL on all rows is added what has changed on its own.
+        step["kl"] += (kl_before_B.mean() - kl_before_B[rows].mean()).item()
+        if step["kl"] > bound:
             update.stop()
             return
         norm = update.apply(step, renewed=start == 0)
@@ -194,7 +200,9 @@ def finished(
     """What came of all passes; takes the last step back where it went beyond the KL ceiling."""
     with backbone.using(POLICY):
         final = backbone.all_logprobs(data.encoded, data.temperatures)
-        if not update.stopped and answer_kl(final, data.anchored) > config.kl_ceiling:  # the last step went too far
+        if not update.stopped and answer_kl(final, data.anchored) > kl_bound(
+            data, config
+        ):  # the last step went too far
             update.stop()
             final = backbone.all_logprobs(data.encoded, data.temperatures)
     change_B = torch.stack([(n - r).abs().mean() for n, r in zip(final, data.reference, strict=True)])
@@ -298,7 +306,29 @@ def answer_figures(data: PolicyData, rows: Sequence[int], ends: Sequence[int]) -
     return figures
 
 
+def answer_kls(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    """(B,): the KL to the reference of each answer, nats (low-variance estimator)."""
+    return torch.stack([losses.kl_penalty(a, b).sum() for a, b in zip(logprobs, reference, strict=True)])
+
+
 def answer_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Mean over answers of the KL to the reference, nats an answer (low-variance estimator)."""
-    per_answer = [losses.kl_penalty(a, b).sum() for a, b in zip(logprobs, reference, strict=True)]
-    return torch.stack(per_answer).mean().item()
+    """Mean of `answer_kls`."""
+    return answer_kls(logprobs, reference).mean().item()
+
+
+def kl_bound(data: PolicyData, config: TrainerConfig) -> float:
+    """Nats an answer that training may not exceed: the ceiling, or the parent's own distance, from which it may return.
+
+    What lies above the ceiling in the end is for the gate to refuse.
+    """
+    return max(config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
+
+
+def first_coefficient(data: PolicyData, config: TrainerConfig) -> float:
+    """β of the first pass: the configured one, and more where the parent has used up its distance already.
+
+    It grows with the square of KL / target. The adaptation from pass to pass alone comes too late: a run has two
+    passes, and a parent near the ceiling would be driven against it in the first.
+    """
+    used = answer_kl(data.reference, data.anchored) / config.kl_target
+    return config.kl_coefficient * max(1.0, used) ** 2
