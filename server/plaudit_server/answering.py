@@ -127,7 +127,9 @@ class Answering:
             status = "complete"
         except EngineError as error:
             status = "failed"
-            log_event(logger, logging.WARNING, "chat.failed", request_id=chat.request_id, reason=error.message)
+            # Not its message: the engine's own words can quote the prompt.
+            failure = type(error).__name__
+            log_event(logger, logging.WARNING, "chat.failed", request_id=chat.request_id, error=failure)
             yield b"data: " + error.body().model_dump_json().encode() + b"\n\n"
         finally:
             # Reached also by `aclose` of this generator: the caller went away between two chunks.
