@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 
 from plaudit.wire.ops import Health
-from plaudit_server.domain.moments import to_moment
+from plaudit_server.domain.moments import now_ms, to_moment
 from plaudit_server.domain.versions import BASE
 from plaudit_server.routes.shared import Reader, S, guarded_router
 from plaudit_server.scrape import scrape
@@ -50,6 +50,7 @@ def _health(services: Services) -> Health:
         replicas=replicas,
         stable=services.serving.stable,
         trainer_seen_at=None if services.trainer_seen_ms is None else to_moment(services.trainer_seen_ms),
+        now=to_moment(now_ms()),
         uptime_s=round(time.monotonic() - services.started, 3),
     )
 
