@@ -42,6 +42,11 @@ class AnswerLog:
         task.add_done_callback(self._writing.discard)
         return task
 
+    @property
+    def waiting(self) -> int:
+        """Chats whose rows are not durable yet."""
+        return len(self._writing)
+
     async def flush(self) -> None:
         """Wait until everything that was begun is durable."""
         while self._writing:
@@ -58,7 +63,8 @@ class AnswerLog:
                 await interactions.add_tombstone(conn, response_id, "store: false", now_ms=now_ms())
 
         try:
-            await self._database.write(write)
+            with self._telemetry.span("answers.write", **{"plaudit.version": chat.route.version}):
+                await self._database.write(write)
         except PlauditError as error:
             self._telemetry.unrecorded.inc(len(chat.response_ids))
             log_event(logger, logging.ERROR, "answer.unrecorded", request_id=chat.request_id, reason=error.message)

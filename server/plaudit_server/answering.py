@@ -6,6 +6,7 @@ caller has seen, a row says so: `complete`, `aborted` (the caller went away) or 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -42,6 +43,11 @@ class Answering:
     async def close(self) -> None:
         """Wait until every answer that was given is written down."""
         await self._log.flush()
+
+    @property
+    def unwritten(self) -> int:
+        """Chats whose rows are not durable yet."""
+        return self._log.waiting
 
     def is_speaking(self, response_id: str) -> bool:
         """Whether that answer is being given, or its row not written yet."""
@@ -121,7 +127,9 @@ class Answering:
             status = "complete"
         except EngineError as error:
             status = "failed"
-            log_event(logger, logging.WARNING, "chat.failed", request_id=chat.request_id, reason=error.message)
+            # Not its message: the engine's own words can quote the prompt.
+            failure = type(error).__name__
+            log_event(logger, logging.WARNING, "chat.failed", request_id=chat.request_id, error=failure)
             yield b"data: " + error.body().model_dump_json().encode() + b"\n\n"
         finally:
             # Reached also by `aclose` of this generator: the caller went away between two chunks.
@@ -151,6 +159,7 @@ class Answering:
         self._telemetry.tokens.labels(version, "completion").inc(drawn)
         if trace.first_token_at is not None:
             self._telemetry.ttft_seconds.labels(version).observe(trace.first_token_at - chat.started)
+            self._telemetry.spoke(version, drawn, time.monotonic() - trace.first_token_at)
 
 
 async def _finishes_before(

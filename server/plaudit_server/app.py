@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
+from plaudit_server.access_log import AccessLog
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
 from plaudit_server.routes import chat, feedback, governance, ops, training, versions
@@ -14,6 +15,7 @@ from plaudit_server.services import open_services
 from plaudit_server.settings import Settings
 from plaudit_server.store.database import Database
 from plaudit_server.telemetry import Telemetry, log_event
+from plaudit_server.tracing import RequestSpans, Tracing, open_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +24,32 @@ _ABOUT = """Serves a language model, learns from its users' feedback, and proves
 Every error has OpenAI's shape. Every POST takes `Idempotency-Key`. Lists continue with `after=<next>`."""
 
 
-def create_app(settings: Settings, engine: Engine | None = None, database: Database | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    database: Database | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The server as an ASGI app. Nothing is opened until its lifespan begins; what is given is closed with it.
 
     Args:
         settings: where the data lies and how to behave.
         engine: unset: the one that the settings name.
         database: unset: the one that the settings name.
+        tracing: unset: to where the settings say, or none.
+
+    Raises:
+        SettingError: traces are wanted, and OpenTelemetry is not installed.
     """
-    telemetry = Telemetry()
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
+    telemetry = Telemetry(tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, telemetry, engine, database) as services:
-            app.state.services = services
+        async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.close)
+            app.state.services = await stack.enter_async_context(open_services(settings, telemetry, engine, database))
             _say_what_is_assumed(settings)
             yield
 
@@ -51,6 +65,10 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
         separate_input_output_schemas=True,
     )
     app.add_middleware(RequestShield, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
+    if tracing is not None:
+        app.add_middleware(RequestSpans, tracing=tracing)
     install_error_handlers(app)
     for router in (chat.router, feedback.router, versions.router, training.router, governance.router, ops.router):
         app.include_router(router)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -37,7 +38,7 @@ def run(settings: Settings) -> None:
         SettingError: the address cannot be listened on, the data folder cannot be used, or the model is not there.
         DatabaseUnusable: as its message says.
     """
-    configure_logging()
+    configure_logging(getattr(logging, settings.log_level.upper()))
     listening = _listen(settings)
     with contextlib.closing(listening), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, listening))

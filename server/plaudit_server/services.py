@@ -17,6 +17,7 @@ from plaudit_server.auth import KeyRing, read_secret, write_secret
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.privacy import Cipher, NoRedaction, PlainCipher, Redactor, hash_end_user
 from plaudit_server.engine.base import Engine
+from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
@@ -76,6 +77,8 @@ async def open_services(
         await _mint_first_keys(settings.data, database)
         stack.push_async_callback(_ended, asyncio.create_task(_keep_house(database)))
         running = await asyncio.to_thread(build_engine, settings) if engine is None else engine
+        if telemetry.tracing is not None:
+            running = TracedEngine(running, telemetry.tracing)
         await running.start()
         stack.push_async_callback(running.close)
         services = _assemble(settings, telemetry, database, running, secret)

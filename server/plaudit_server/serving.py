@@ -191,6 +191,19 @@ class Serving:
                 return card
         raise NotFound(f"There is no model {name[:64]!r}.", code="model_not_found", param="model")
 
+    def current(self) -> set[str]:
+        """Versions that serve, are held or are resident: those that figures are kept of."""
+        serving = {row.version for row in self._aliases.values()}
+        return {BASE, *serving, *self._held, *self._engine.resident()}
+
+    def targets(self) -> dict[AliasName, str]:
+        """The version that each alias names."""
+        return {name: row.version for name, row in self._aliases.items()}
+
+    def states(self) -> "Counter[VersionState]":
+        """How many versions are in each state."""
+        return Counter(self._states.values())
+
     def hold(self, version: str) -> None:
         """A request speaks with `version`: it stays resident."""
         self._held[version] += 1
@@ -217,25 +230,27 @@ class Serving:
 
         Raises as `store.aliases.move`, and SwapFailed where the engine cannot prove the version.
         """
-        await self._ensure_resident(version)
-        row = await self._database.write(
-            lambda conn: aliases.move(
-                conn, name, version, if_match=if_match, actor=actor, reason=reason, now_ms=now_ms(), action=action
+        with self._telemetry.span("alias.move", **{"plaudit.alias": name, "plaudit.version": version}):
+            await self._ensure_resident(version)
+            row = await self._database.write(
+                lambda conn: aliases.move(
+                    conn, name, version, if_match=if_match, actor=actor, reason=reason, now_ms=now_ms(), action=action
+                )
             )
-        )
-        await self._moved(name, "operator")
-        return row
+            await self._moved(name, "operator")
+            return row
 
     async def rollback(self, to: str, *, actor: str, reason: str) -> AliasRow:
         """Move `stable` back. Never waits for the engine longer than it takes to load one adapter."""
         previous = self._aliases.get("previous")
         target = previous.version if to == "previous" and previous else to
-        await self._ensure_resident(target)
-        row = await self._database.write(
-            lambda conn: aliases.rollback(conn, to, actor=actor, reason=reason, now_ms=now_ms())
-        )
-        await self._moved("stable", "rollback")
-        return row
+        with self._telemetry.span("alias.rollback", **{"plaudit.alias": "stable", "plaudit.version": target}):
+            await self._ensure_resident(target)
+            row = await self._database.write(
+                lambda conn: aliases.rollback(conn, to, actor=actor, reason=reason, now_ms=now_ms())
+            )
+            await self._moved("stable", "rollback")
+            return row
 
     async def registered(self) -> None:
         """A version was registered: prove it now and not at the next tick."""
@@ -340,9 +355,7 @@ class Serving:
         proof = await self._engine.install(adapter)
         self._telemetry.swaps.labels("passed" if proof.passed else "failed").inc()
         self._telemetry.swap_seconds.observe(proof.seconds)
-        for replica in proof.replicas:
-            if replica.slope is not None:
-                self._telemetry.probe_slope.labels(replica.replica).set(replica.slope)
+        self._telemetry.proofs |= {one.replica: one for one in proof.replicas if one.slope is not None}
         level = logging.INFO if proof.passed else logging.ERROR
         log_event(logger, level, "version.installed", version=row.name, passed=proof.passed, reason=proof.reason)
         return proof
@@ -355,6 +368,7 @@ class Serving:
         idle = sorted(resident - keep - set(self._held), key=version_number)
         for name in idle[:surplus]:
             await self._engine.retire(name)
+        self._telemetry.forget_retired(self.current())
 
 
 async def _forever(name: str, tick: Callable[[], Awaitable[None]], rest: Callable[[], Awaitable[None]]) -> None:

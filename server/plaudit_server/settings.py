@@ -58,6 +58,17 @@ class Settings(BaseSettings):
     probe_slope_low: float = Field(default=0.8, description="the swap probe's interval must lie above this")
     probe_slope_high: float = Field(default=1.2, description="the swap probe's interval must lie below this")
 
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="least level that is logged; lines are JSON on standard error, without text of users",
+    )
+    access_log: bool = Field(default=False, description="log a line for each request, after its last byte")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://.",
+        description="OTLP/HTTP collector for traces, such as `http://collector:4318`; unset: none",
+    )
+
     @field_validator("engine_urls", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:

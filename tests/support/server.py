@@ -19,6 +19,7 @@ from plaudit_server.app import create_app
 from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.services import Services
 from plaudit_server.settings import Settings
+from plaudit_server.tracing import Tracing
 
 HELLO = [{"role": "user", "content": "Say hello to the reviewer."}]
 GATE = {"passed": True, "checks": []}
@@ -137,12 +138,14 @@ def make_client(app: FastAPI, secret: str | None) -> httpx.AsyncClient:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> AsyncIterator[Harness]:
+async def serving(
+    folder: Path, engine: FakeEngine | None = None, tracing: Tracing | None = None, **settings: Any
+) -> AsyncIterator[Harness]:
     """The app with its lifespan, its engine ready."""
     given = {"data": folder / "data", "engine": "fake", "consent_default": "granted"} | settings
     chosen = Settings(**given)
     fake = engine or FakeEngine()
-    app = create_app(chosen, fake)
+    app = create_app(chosen, fake, tracing=tracing)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
         secret = (chosen.data / "admin.key").read_text(encoding="ascii").strip()

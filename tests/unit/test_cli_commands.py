@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,8 +43,8 @@ class Server:
 
     def __init__(self, **routes: Any) -> None:
         self.routes: dict[str, Any] = {
-            "GET /healthz": HEALTH,
-            "GET /readyz": HEALTH,
+            "GET /healthz": healthy,
+            "GET /readyz": healthy,
             "GET /v1/models": h.page_json([]),
             "GET /v1/versions": h.page_json([V3, V2]),
             "GET /v1/versions/v2": V2,
@@ -53,7 +54,11 @@ class Server:
             "POST /v1/rollback": h.alias_json(version="v1"),
             "GET /v1/training/runs": h.page_json([h.run_json(stage="ppo", progress=0.5)]),
             "GET /v1/training/runs/run_1": h.run_json(stage="ppo", progress=0.5, metrics={"kl": 0.0123456}),
-            "POST /v1/feedback": h.feedback_json(),
+            "POST /v1/feedback": rate,
+            "DELETE /v1/feedback/fb_1": {"id": "fb_1", "object": "feedback.deleted"},
+            "GET /v1/feedback/fb_1": h.feedback_json(value=None, retracted=True),
+            "GET /v1/keys/self": {"object": "key.own", "id": "key_1", "name": "ops", "roles": ["admin"]},
+            f"DELETE /v1/chat/completions/{h.ANSWER_ID}": {"id": h.ANSWER_ID, "object": "chat.completion.deleted"},
             "POST /v1/chat/completions": talk,
         } | routes
         self.requests: list[httpx.Request] = []
@@ -70,6 +75,17 @@ class Server:
     def sent(self, path: str) -> list[Any]:
         """The bodies sent to a path."""
         return [json.loads(r.content) for r in self.requests if r.url.path == path]
+
+
+def rate(request: httpx.Request) -> httpx.Response:
+    """Keeps a vote, or takes it back."""
+    value = json.loads(request.content)["value"]
+    return httpx.Response(201, json=h.feedback_json(value=None, retracted=True) if value is None else h.feedback_json())
+
+
+def healthy(_: httpx.Request, **changes: Any) -> httpx.Response:
+    """Health with the time of day."""
+    return httpx.Response(200, json=HEALTH | {"now": datetime.now(UTC).isoformat()} | changes)
 
 
 def talk(request: httpx.Request) -> httpx.Response:
@@ -196,7 +212,8 @@ def test_a_failed_turn_does_not_end_the_conversation() -> None:
 def test_rate_sends_the_vote(word: str, value: float | None) -> None:
     server = Server()
     options = ["--comment", "hm", "--correction", "Lyon", "--tag", "a", "--tag", "b", "--end-user", "u"]
-    assert run(server, "rate", h.ANSWER_ID, word, *options).stdout.startswith("up for v1 (fb_1)")
+    told = "retracted (fb_1)" if value is None else "up for v1 (fb_1)"
+    assert run(server, "rate", h.ANSWER_ID, word, *options).stdout.startswith(told)
     expected = {"response_id": h.ANSWER_ID, "value": value, "comment": "hm", "correction": "Lyon"}
     assert server.sent("/v1/feedback") == [expected | {"tags": ["a", "b"], "end_user": "u"}]
 
@@ -265,9 +282,9 @@ def test_help_is_quick_and_needs_no_server() -> None:
     assert out.stdout.strip() == __version__
 
 
-def doctor(server: Any) -> dict[str, dict[str, Any]]:
+def doctor(server: Any, *options: str) -> dict[str, dict[str, Any]]:
     """The doctor's findings by name."""
-    result = run(server, "doctor", "--json")
+    result = run(server, "doctor", "--json", *options)
     checks = json.loads(result.stdout)
     assert result.exit_code == int(any(check["ok"] is False for check in checks))
     return {check["name"]: check for check in checks}
@@ -276,17 +293,52 @@ def doctor(server: Any) -> dict[str, dict[str, Any]]:
 def test_the_doctor_finds_a_healthy_server_healthy(tmp_path: Path) -> None:
     found = doctor(Server())
     assert [name for name, check in found.items() if not check["ok"]] == []
-    assert set(found) == {"server", "releases", "key", "engine", "stable version", "trainer", "data folder", "disk"}
+    asked = {"server", "releases", "clock", "key", "engine", "stable version", "trainer", "data folder", "disk"}
+    assert set(found) == asked | {"chat", "vote", "store"}
+    assert set(doctor(Server(), "--read-only")) == asked
     assert "v2, proven" in found["stable version"]["detail"]
+    assert "ops (from" in found["key"]["detail"]
+    assert "admin" in found["key"]["detail"]
+    assert set(found["chat"]["figures"]) == {"seconds", "first_token_seconds"}
+    assert abs(found["clock"]["figures"]["skew_seconds"]) < 1
     lines = run(Server(), "doctor").stdout.splitlines()
     assert lines[0].startswith("ok    server: http://127.0.0.1:8000")
+
+
+def late(request: httpx.Request) -> httpx.Response:
+    """A server whose clock is an hour behind."""
+    return healthy(request, now=(datetime.now(UTC) - timedelta(hours=1)).isoformat())
+
+
+def mute(_: httpx.Request) -> httpx.Response:
+    """An answer without a word."""
+    return h.streamed(h.sse(h.chunk_json(finish="stop")))
+
+
+READY = {"replica": "r0", "state": "ready"}
 
 
 @pytest.mark.parametrize(
     ("routes", "name", "ok"),
     [
-        ({"GET /v1/models": h.refusal(401)}, "key", False),
-        ({"GET /v1/models": h.refusal(403)}, "key", True),
+        ({"GET /v1/keys/self": h.refusal(401)}, "key", False),
+        ({"GET /v1/keys/self": h.refusal(404)}, "key", None),
+        ({"GET /healthz": late}, "clock", False),
+        ({"GET /healthz": HEALTH}, "clock", None),
+        ({"GET /readyz": HEALTH | {"replicas": [READY, READY | {"state": "down"}]}}, "engine", False),
+        ({"GET /readyz": HEALTH | {"replicas": [READY, READY | {"state": "starting"}]}}, "engine", None),
+        ({"POST /v1/chat/completions": h.refusal(502)}, "chat", False),
+        ({"POST /v1/chat/completions": h.refusal(502)}, "vote", None),
+        ({"POST /v1/chat/completions": h.refusal(403)}, "chat", None),
+        ({"POST /v1/chat/completions": mute}, "chat", False),
+        ({"POST /v1/feedback": h.refusal(507)}, "vote", False),
+        ({"POST /v1/feedback": h.refusal(507)}, "store", None),
+        ({"POST /v1/feedback": h.refusal(403)}, "vote", None),
+        ({"POST /v1/feedback": h.feedback_json()}, "vote", False),  # it does not let go of it
+        ({"GET /v1/feedback/fb_1": h.feedback_json()}, "store", False),
+        ({"GET /v1/feedback/fb_1": h.refusal(404)}, "store", False),
+        ({"GET /v1/feedback/fb_1": h.refusal(403)}, "store", None),
+        ({f"DELETE /v1/chat/completions/{h.ANSWER_ID}": h.refusal(403)}, "chat", True),
         ({"GET /readyz": httpx.Response(503, json=HEALTH | {"engine": "down"})}, "engine", False),
         ({"GET /readyz": HEALTH | {"fake_engine": True}}, "engine", False),
         ({"GET /readyz": HEALTH | {"stable": "base"}}, "stable version", True),
@@ -304,6 +356,27 @@ def test_the_doctor_finds_what_is_wrong_and_names_the_mend(routes: dict[str, Any
     assert check["ok"] is ok
     assert check["detail"]
     assert ok or check["mend"]
+
+
+def test_the_doctor_leaves_nothing_behind() -> None:
+    server = Server()
+    doctor(server)
+    (asked,) = server.sent("/v1/chat/completions")
+    assert asked["train"] is False
+    up, back = server.sent("/v1/feedback")
+    assert (up["value"], back["value"]) == (1.0, None)
+    assert {up["key"], back["key"]} == {"doctor"}
+    erased = [request.url.path for request in server.requests if request.method == "DELETE"]
+    assert erased == ["/v1/feedback/fb_1", f"/v1/chat/completions/{h.ANSWER_ID}"]
+    read_only = Server()
+    doctor(read_only, "--read-only")
+    assert {request.method for request in read_only.requests} == {"GET"}
+
+
+def test_the_doctor_says_when_an_answer_stays() -> None:
+    kept = doctor(Server(**{f"DELETE /v1/chat/completions/{h.ANSWER_ID}": h.refusal(403)}))
+    assert "it stays" in kept["chat"]["detail"]
+    assert "it stays" not in doctor(Server())["chat"]["detail"]
 
 
 def test_the_doctor_without_a_server_checks_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

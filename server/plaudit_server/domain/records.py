@@ -318,3 +318,24 @@ class VoteCount:
     key: str
     sign: Literal["up", "down", "neutral"]
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLeases:
+    """Batches that workers hold: how many, when the oldest was leased, and when the first lapses."""
+
+    count: int
+    oldest_at_ms: int | None
+    first_expiry_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewestRun:
+    """The newest training run, as the metrics page shows it. `metrics` has its version's figures too."""
+
+    state: RunState
+    stage: str | None
+    progress: float | None
+    step: int | None
+    updated_at_ms: int
+    metrics: dict[str, float]

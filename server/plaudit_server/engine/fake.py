@@ -330,5 +330,8 @@ def _openai_logprobs(tokens: list[tuple[str, int]]) -> JsonObject:
 
 def _proof(reason: str | None, seconds: float) -> ProofReport:
     passed = reason is None
-    replica = ReplicaProof(replica="fake-0", passed=passed, slope=1.0 if passed else None, workers=1, reason=reason)
+    shown: dict[str, float] = {"low": 0.95, "high": 1.1} if passed else {}
+    replica = ReplicaProof(
+        replica="fake-0", passed=passed, slope=1.0 if passed else None, workers=1, reason=reason, **shown
+    )
     return ProofReport(passed=passed, replicas=[replica], checked_at=datetime.now(UTC), seconds=seconds, reason=reason)

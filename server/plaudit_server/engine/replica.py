@@ -16,6 +16,7 @@ from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit_server.engine.base import ChatTrace
 from plaudit_server.engine.trace import SseParser, Tracer, is_logprob, read_json
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
+from plaudit_server.tracing import outgoing_headers
 
 TRAINER_PRIORITY = 10
 """vLLM serves lower numbers first; chats have 0."""
@@ -178,7 +179,7 @@ class ReplicaClient:
         return [_response_logprobs(s, choice) for s, choice in zip(sequences, choices, strict=True)]
 
     def _request(self, path: str, body: JsonObject | dict[str, Any], request_id: str | None) -> httpx.Request:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} | outgoing_headers()
         if request_id is not None:
             headers["X-Request-Id"] = request_id
         return self._http.build_request(
@@ -194,7 +195,7 @@ class ReplicaClient:
         timeout: httpx.Timeout = _CALL_TIMEOUT,  # noqa: ASYNC109  # httpx's, for each of its phases
         request_id: str | None = None,
     ) -> dict[str, Any]:
-        headers = {"X-Request-Id": request_id} if request_id is not None else {}
+        headers = ({"X-Request-Id": request_id} if request_id is not None else {}) | outgoing_headers()
         content = None if body is None else orjson.dumps(body)
         if content is not None:
             headers["Content-Type"] = "application/json"

@@ -106,7 +106,7 @@ async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[
 
     row, status = await services.database.write(put)
     if given.value is not None:
-        services.telemetry.votes.labels(row.version or "unknown", sign(given.value)).inc()
+        services.telemetry.voted(row.version, sign(given.value), current=services.serving.current())
     return row, status
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import Query
 
 from plaudit.wire.base import Page
-from plaudit.wire.ops import Key, KeyCreate, NewKey
+from plaudit.wire.ops import Key, KeyCreate, NewKey, OwnKey
 from plaudit.wire.versions import AuditEntry
 from plaudit_server import views
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.records import KeyRow
-from plaudit_server.routes.shared import Admin, After, Limit, Reader, S, errors, guarded_router, page
+from plaudit_server.routes.shared import Admin, After, Anybody, Limit, Reader, S, errors, guarded_router, page
 from plaudit_server.store import Connection, audit, keys
 
 router = guarded_router("governance")
@@ -42,6 +42,12 @@ async def list_keys(services: S, principal: Admin, after: After = None, limit: L
     rows = await services.database.read(lambda conn: keys.page(conn, after=after, limit=limit))
     items = [views.key(row) for row in rows.items]
     return page(items, has_more=rows.has_more, last_id=rows.items[-1].id if rows.items else None)
+
+
+@router.get("/v1/keys/self", summary="The key of this request")
+async def own_key(principal: Anybody) -> OwnKey:
+    """Its name and roles: what whoever holds it may do."""
+    return OwnKey(id=principal.key_id, name=principal.name, roles=sorted(principal.roles))
 
 
 @router.delete("/v1/keys/{key_id}", responses=errors(404), summary="Revoke a key")

@@ -2,18 +2,17 @@
 
 import time
 from importlib.metadata import version as release_of
-from typing import Literal, get_args
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
 from plaudit.wire.ops import Health
-from plaudit.wire.training import RunState
-from plaudit_server.domain.moments import to_moment
+from plaudit_server.domain.moments import now_ms, to_moment
 from plaudit_server.domain.versions import BASE
 from plaudit_server.routes.shared import Reader, S, guarded_router
+from plaudit_server.scrape import scrape
 from plaudit_server.services import Services
-from plaudit_server.store import leases, runs
-from plaudit_server.telemetry import ENGINE_STATES, METRICS_CONTENT_TYPE
+from plaudit_server.telemetry import METRICS_CONTENT_TYPE
 
 open_router = APIRouter(tags=["operations"])
 router = guarded_router("operations")
@@ -51,6 +50,7 @@ def _health(services: Services) -> Health:
         replicas=replicas,
         stable=services.serving.stable,
         trainer_seen_at=None if services.trainer_seen_ms is None else to_moment(services.trainer_seen_ms),
+        now=to_moment(now_ms()),
         uptime_s=round(time.monotonic() - services.started, 3),
     )
 
@@ -58,13 +58,4 @@ def _health(services: Services) -> Health:
 @router.get("/metrics", summary="Prometheus", response_class=Response)
 async def metrics(request: Request, services: S, principal: Reader) -> Response:
     """Prometheus' text format. Needs a viewer's key: figures by version tell a competitor much."""
-    telemetry = services.telemetry
-    for replica in services.engine.health():
-        for state in ENGINE_STATES:
-            telemetry.engine_state.labels(replica.replica, state).set(replica.state == state)
-        telemetry.engine_restarts.labels(replica.replica).set(replica.restarts)
-    telemetry.records_waiting.set(await services.database.read(leases.waiting))
-    newest = await services.database.read(lambda conn: runs.page(conn, limit=100))
-    for state in get_args(RunState):
-        telemetry.runs.labels(state).set(sum(run.state == state for run in newest.items))
-    return Response(telemetry.render(), media_type=METRICS_CONTENT_TYPE)
+    return Response(await scrape(services), media_type=METRICS_CONTENT_TYPE)

@@ -105,6 +105,11 @@ class Database:
         except PoolTimeout as error:
             raise Overloaded("Too many database reads wait.") from error
 
+    @property
+    def waiting(self) -> int:
+        """Writes that wait for the next transaction."""
+        return self._writer.waiting
+
     async def checkpoint(self) -> None:
         """Move the write-ahead log into the database and empty it, so that erased bytes are gone from the disk.
 
@@ -154,6 +159,11 @@ class GroupWriter:
         """See `Database.write`."""
         result: T = await self._submit(op, None)
         return result
+
+    @property
+    def waiting(self) -> int:
+        """Callers whose writes have not begun."""
+        return self._queue.qsize()
 
     async def pause_for(self, action: Callable[[], Awaitable[None]]) -> None:
         """Run something between two transactions."""
@@ -267,6 +277,7 @@ def _engine(path: Path, *, begin: str, pool_size: int, read_only: bool) -> Async
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=_BUSY_TIMEOUT_S,
+        hide_parameters=True,  # they are what people wrote, and errors are logged
         # None: the driver begins no transactions by itself; `begin` below does, with the lock we want.
         connect_args={"isolation_level": None, "timeout": _BUSY_TIMEOUT_S},
     )

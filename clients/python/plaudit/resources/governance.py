@@ -6,7 +6,7 @@ from dataclasses import replace
 from plaudit._binding import D_co, Resource, endpoint, pages
 from plaudit._core import Call, ask, delete, get, post, segment
 from plaudit.wire.base import Page
-from plaudit.wire.ops import Key, KeyCreate, NewKey, Role
+from plaudit.wire.ops import Key, KeyCreate, NewKey, OwnKey, Role
 from plaudit.wire.versions import AuditEntry
 
 
@@ -27,6 +27,11 @@ class Keys(Resource[D_co]):
         return get("/v1/keys", Page[Key], limit=limit, after=after)
 
     iterate = pages(list)
+
+    @endpoint
+    def own(self) -> Call[OwnKey]:
+        """The key that this client shows, and its roles."""
+        return get("/v1/keys/self", OwnKey)
 
     @endpoint
     def revoke(self, key_id: str) -> Call[Key]:

@@ -28,6 +28,15 @@ class Key(ResponseModel):
     revoked_at: Moment | None = None
 
 
+class OwnKey(ResponseModel):
+    """The key that a request came with."""
+
+    object: Literal["key.own"] = "key.own"
+    id: str
+    name: str
+    roles: list[Role]
+
+
 class NewKey(Key):
     """A key just made: the only time that its secret is shown."""
 
@@ -54,4 +63,5 @@ class Health(ResponseModel):
     replicas: list[ReplicaHealth] = Field(default_factory=list)
     stable: VersionName | None = None
     uptime_s: float = 0
+    now: Moment | None = Field(default=None, description="the server's clock when it answered")
     trainer_seen_at: Moment | None = Field(default=None, description="when a trainer last called")
