@@ -39,7 +39,7 @@ def fit(batch: PreferenceBatch, warm: Path | None = None, **changes: Any) -> tup
     metrics: dict[str, float] = {}
     config = tiny_config(**({"heldout_share": 0.3} | changes))
     backbone = tiny_backbone()
-    return rewarding.fit(job(warm), batch, backbone, reader=None, metrics=metrics, config=config), metrics
+    return rewarding.fit(job(warm), batch, backbone.encode, reader=None, metrics=metrics, config=config), metrics
 
 
 def test_a_large_batch_leaves_votes_on_heldout_prompts_to_the_judge() -> None:
@@ -139,10 +139,10 @@ def test_a_run_with_an_encoder_fits_heads_on_both(tmp_path: Path) -> None:
     config = tiny_config(reward_encoder=str(tiny_bert(tmp_path / "bert")), judge_batch=0)
     reader = reader_for(tiny_backbone(), policys_tokenizer(tmp_path / "base"), config)
     assert isinstance(reader, Readers) and reader.name.startswith("relevance + encoder ")
-    made = rewarding.fit(job(), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
+    made = rewarding.fit(job(), batch_of(60), tiny_backbone().encode, reader=reader, metrics={}, config=config)
     assert made.judge.whole.weight_EK.shape == (64 + 9 + 32, config.reward_heads)
     made.save(tmp_path / "reward")
-    again = rewarding.fit(job(tmp_path), batch_of(60), tiny_backbone(), reader=reader, metrics={}, config=config)
+    again = rewarding.fit(job(tmp_path), batch_of(60), tiny_backbone().encode, reader=reader, metrics={}, config=config)
     assert again.judge.votes == 120
 
 

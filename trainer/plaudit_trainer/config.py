@@ -113,7 +113,7 @@ class TrainerConfig(BaseSettings):
     gamma: float = Field(default=1.0, gt=0, le=1, description="discount a token")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="lambda of GAE")
     kl_coefficient: float = Field(
-        default=0.02, ge=0, description="first weight of the KL penalty, adapted to kl_target"
+        default=0.05, ge=0, description="first weight of the KL penalty, adapted to kl_target"
     )
     kl_anchor: Literal["base", "parent"] = Field(
         default="base",

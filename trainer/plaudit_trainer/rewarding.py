@@ -1,6 +1,6 @@
 """A run's reward models: the one that the policy follows, and one that it never sees and that judges it at the gate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,13 @@ from plaudit_trainer import batches, reward_model
 from plaudit_trainer.batches import Example, PreferenceBatch, Single
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job
-from plaudit_trainer.models import Backbone, Exchange
+from plaudit_trainer.models import Encoded, Exchange
 from plaudit_trainer.quality import Quality
 from plaudit_trainer.reward_fit import Votes
 from plaudit_trainer.reward_model import Reader, RewardModel, features_of
+
+Encode = Callable[[Sequence[Exchange]], list[Encoded]]
+"""As `Backbone.encode`."""
 
 _JUDGE_SEED = 1000
 """Added to the seed, so that the heads of the two models share not even their random priors."""
@@ -49,7 +52,7 @@ class Rewards:
 def fit(
     job: Job,
     batch: PreferenceBatch,
-    backbone: Backbone,
+    encode: Encode,
     *,
     reader: Reader | None,
     metrics: dict[str, float],
@@ -61,7 +64,7 @@ def fit(
     """
     theirs = _for_the_judge(batch.examples, config)
     ours = [place for place in range(len(batch.examples)) if place not in theirs]
-    every, singles = votes_of(batch.examples, backbone, reader), len(batch.singles)
+    every, singles = votes_of(batch.examples, encode, reader), len(batch.singles)
     votes = every.part(ours, singles)
     prior = _earlier(job, "reward", votes, reader, config)
     if prior is not None:
@@ -108,12 +111,12 @@ def _fresh(votes: Votes, reader: Reader | None, config: TrainerConfig) -> Reward
     return RewardModel.fresh(votes.all_features(), config, reader)
 
 
-def votes_of(examples: Sequence[Example], backbone: Backbone, reader: Reader | None) -> Votes:
+def votes_of(examples: Sequence[Example], encode: Encode, reader: Reader | None) -> Votes:
     """The examples as tensors; each text is read once."""
     singles = [e for e in examples if isinstance(e, Single)]
     pairs = [e for e in examples if not isinstance(e, Single)]
     texts = list(dict.fromkeys([s.tokens for s in singles] + [t for p in pairs for t in (p.chosen, p.rejected)]))
-    features_BF = features_of(backbone.encode([Exchange(*t) for t in texts]), reader)
+    features_BF = features_of(encode([Exchange(*t) for t in texts]), reader)
     row = {t: i for i, t in enumerate(texts)}
     return Votes(
         features_BF=features_BF[torch.tensor([row[s.tokens] for s in singles], dtype=torch.long)],

@@ -21,7 +21,7 @@ from plaudit_trainer.algorithms.base import Lesson, NothingToLearn, Trained
 from plaudit_trainer.batches import PhraseHistory, PreferenceBatch, Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler, Verdict
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange, load_base, lowest_layer
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, EncodedOnce, Exchange, load_base, lowest_layer
 from plaudit_trainer.readers import reader_for
 from plaudit_trainer.rollouts import draw, end_tokens, generate_unpublished
 from plaudit_trainer.staleness import without_stale
@@ -69,11 +69,11 @@ def _learn(
 ) -> GateReport:
     """Train POLICY and judge it; adds to `metrics`."""
     algorithm = algorithms.chosen(config)
-    encode = text_encoder(
+    tokens_of = text_encoder(
         tokenizer, end_tokens(backbone.model)[0], has_encoder=backbone.model.config.is_encoder_decoder
     )
     history = PhraseHistory.load(Path(job.run.warm_start_location) / "reward" if job.run.warm_start_location else None)
-    batch = batches.build(job.batch, encode, config, history)
+    batch = batches.build(job.batch, tokens_of, config, history)
     batch = without_stale(batch, job.run, config)
     metrics |= batch.counts()
     if batch.reason is not None:
@@ -81,7 +81,8 @@ def _learn(
 
     reporter.stage("reward")
     reader = reader_for(backbone, tokenizer, config)
-    rewards = rewarding.fit(job, batch, backbone, reader=reader, metrics=metrics, config=config)
+    encode = EncodedOnce(backbone)
+    rewards = rewarding.fit(job, batch, encode, reader=reader, metrics=metrics, config=config)
     quality, judge = rewards.quality, rewards.judge
     rewards.save(job.workspace / "reward")
     batches.remember(job.batch, config, history).save(job.workspace / "reward")
@@ -94,7 +95,8 @@ def _learn(
         job, batch, sampler, config, to_train=algorithm.uses_trajectories, to_answer=algorithm.uses_rollouts
     )
     reporter.step(0, {"rollouts/logged": len(logged), "rollouts/fresh": len(fresh), "rollouts/gate": len(parents)})
-    data = prepare(logged + fresh, backbone, judge, config)
+    data = prepare(logged + fresh, backbone, judge, config, encode)
+    del encode  # what the policy does not need is not kept through its training
     if algorithm.uses_trajectories and not data.trajectories:
         reason = "no answer of this batch has usable token ids and log-probabilities, and none could be drawn afresh"
         raise _Refused("rejected", _failed("trajectories", reason))

@@ -3,7 +3,7 @@
 B answers. The numbers in brackets in this package are those of docs/explanation/learning.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,10 +51,18 @@ class PolicyData:
 
 
 def prepare(
-    trajectories: Sequence[Trajectory], backbone: Backbone, judge: RewardModel, config: TrainerConfig
+    trajectories: Sequence[Trajectory],
+    backbone: Backbone,
+    judge: RewardModel,
+    config: TrainerConfig,
+    encode: Callable[[Sequence[Exchange]], list[Encoded]] | None = None,
 ) -> PolicyData:
-    """Encode and score trajectories, and recompute their log-probabilities under the reference and the anchor."""
-    encoded = backbone.encode([Exchange(*t.tokens) for t in trajectories])
+    """Encode and score trajectories, and recompute their log-probabilities under the reference and the anchor.
+
+    Args:
+        encode: knows some of the answers already; unset: the backbone's own.
+    """
+    encoded = (encode or backbone.encode)([Exchange(*t.tokens) for t in trajectories])
     temperatures = [t.temperature for t in trajectories]
     with backbone.using(REFERENCE):
         reference = backbone.all_logprobs(encoded, temperatures)
