@@ -134,7 +134,7 @@ def write_prompts(args: argparse.Namespace, file: Path) -> None:
 
 def lowest_adapted(args: argparse.Namespace, model: Path) -> int:
     """The lowest layer with an adapter, as the trainer reckons it."""
-    from plaudit_trainer.models import lowest_layer
+    from plaudit_trainer.architecture import lowest_layer
 
     depth = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     return lowest_layer(depth, args.lora_layers)

@@ -136,8 +136,8 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
+        from plaudit_trainer.architecture import load_base
         from plaudit_trainer.config import TrainerConfig
-        from plaudit_trainer.models import load_base
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = load_base(folder, TrainerConfig()).eval()

@@ -31,8 +31,9 @@ from benchmarks.preference_pairs import LAYERS, DataMissing, HumanPair, Read, ex
 from benchmarks.report import machine, write_result
 from benchmarks.tastes import ALL_TASTES, Answer
 from plaudit_trainer import reward_model
+from plaudit_trainer.architecture import load_base
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base
+from plaudit_trainer.models import POLICY, Backbone, Exchange
 from plaudit_trainer.quality import Figure, quality, wilson
 from plaudit_trainer.readers import reader_for
 from plaudit_trainer.reward_fit import Votes

@@ -22,8 +22,9 @@ from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import Batch, GeneratedAnswer, GeneratePrompt, RecordVote, TrainingRecord
 from plaudit_trainer import adapters
+from plaudit_trainer.architecture import load_base, lowest_layer
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.models import POLICY, Backbone, Exchange, load_base, lowest_layer
+from plaudit_trainer.models import POLICY, Backbone, Exchange
 from plaudit_trainer.rollouts import draw_unpublished, end_tokens
 
 FOLDS = 5

@@ -20,9 +20,10 @@ import torch
 from plaudit_trainer import trajectories
 from plaudit_trainer.algorithms import ppo
 from plaudit_trainer.algorithms.critic import Critic
+from plaudit_trainer.architecture import load_base
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.config import TrainerConfig
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange, load_base
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
 from plaudit_trainer.reward_model import RewardModel, answer_features
 from plaudit_trainer.rollouts import draw_unpublished, end_tokens, generate_unpublished
 from plaudit_trainer.trajectories import PolicyData, prepare

@@ -10,7 +10,8 @@ import torch
 
 from plaudit.wire.versions import Probe
 from plaudit_trainer import adapters
-from plaudit_trainer.models import POLICY, Backbone, load_base
+from plaudit_trainer.architecture import load_base
+from plaudit_trainer.models import POLICY, Backbone
 from plaudit_trainer.tune import result
 from plaudit_trainer.tune.data import BadData
 from plaudit_trainer.tune.evaluate import response_nats

@@ -7,14 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plaudit_trainer import token_logprobs
-from plaudit_trainer.models import (
-    POLICY,
-    REFERENCE,
-    Backbone,
-    Exchange,
-    UnsupportedModel,
-    lowest_layer,
-)
+from plaudit_trainer.architecture import UnsupportedModel, lowest_layer
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
 from plaudit_trainer.rollouts import generate_unpublished
 from tests.support.tiny_models import END, VOCABULARY, stir, tiny_backbone, tiny_gpt2, tiny_llama
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from plaudit_trainer import batches, rewarding
+from plaudit_trainer.architecture import UnsupportedModel
 from plaudit_trainer.batches import Pair, PreferenceBatch, Single
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job
-from plaudit_trainer.models import Exchange, UnsupportedModel
+from plaudit_trainer.models import Exchange
 from plaudit_trainer.readers import EncoderReader, Readers, reader_for
 from tests.support.tiny_models import END, save_tiny_base, tiny_backbone, tiny_config
 from tests.support.training_rows import leased, run_on

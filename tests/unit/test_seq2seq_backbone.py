@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from plaudit_trainer import adapters
-from plaudit_trainer.models import POLICY, REFERENCE, Exchange, UnsupportedModel, load_base
+from plaudit_trainer.architecture import UnsupportedModel, load_base
+from plaudit_trainer.models import POLICY, REFERENCE, Exchange
 from plaudit_trainer.rollouts import generate_unpublished
 from plaudit_trainer.seq2seq import Seq2SeqBackbone, lowest_adapted_layer, stack_depth
 from tests.support.tiny_models import stir, tiny_config

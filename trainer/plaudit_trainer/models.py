@@ -8,22 +8,26 @@ The trunk, the layers below the lowest adapted one, gives the same activations w
 computed once an answer and needs no backward pass.
 """
 
-import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (as all of PyTorch calls it)
 from torch.utils.checkpoint import checkpoint
 
 from plaudit_trainer import shared_prefix, short_attention
-from plaudit_trainer.config import TrainerConfig
+from plaudit_trainer.architecture import (
+    UnsupportedModel,
+    find_layers,
+    has_windows,
+    is_plain_stack,
+    read_layers,
+    with_layers,
+)
 from plaudit_trainer.distributed import ALONE, Crew, recast
+from plaudit_trainer.lora_linear import LoraLinear, Switch
 from plaudit_trainer.token_logprobs import TokenLogprobs
 
 POLICY, REFERENCE = "policy", "reference"
@@ -31,10 +35,6 @@ _DENSE_TOKENS = 512
 """A pass of so many tokens keeps the processor busy, so that from there on a new pass is better than more padding."""
 _PADDING = 0.1
 """Share of a pass that may be padding once it is that large."""
-
-
-class UnsupportedModel(Exception):
-    """The base model cannot be trained by Plaudit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,51 +75,6 @@ class Encoded:
         return Encoded(self.exchange, trunk_TD, *rest)
 
 
-class Switch:
-    """Which adapter is active; None is the bare base model. One is shared by all wrapped layers of a model."""
-
-    def __init__(self) -> None:
-        self.active: str | None = None
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer plus the active adapter's B·A. The scaling alpha / rank is 1.
-
-    Adapter weights are float32 (bfloat16 cannot hold a small step) and are cast to the activations' type in use.
-    """
-
-    def __init__(self, base: nn.Module, switch: Switch) -> None:
-        super().__init__()
-        self.base = base
-        self.switch = switch
-        self.lora_A = nn.ParameterDict()
-        self.lora_B = nn.ParameterDict()
-        rows, columns = base.get_parameter("weight").shape
-        is_linear = isinstance(base, nn.Linear)  # GPT-2's Conv1D keeps its weight transposed
-        self.in_features, self.out_features = (columns, rows) if is_linear else (rows, columns)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen layer's own weight: T5 looks at its type."""
-        return self.base.get_parameter("weight")
-
-    def add(self, name: str, rank: int, generator: torch.Generator) -> None:
-        """A new adapter that changes nothing yet: A uniform as in PEFT, B zero."""
-        device: torch.device = next(self.base.parameters()).device
-        bound = 1 / math.sqrt(self.in_features)
-        first_RD = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A[name] = nn.Parameter(first_RD.to(device))
-        self.lora_B[name] = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Base output plus the active adapter's."""
-        out = self.base(x)
-        name = self.switch.active
-        if name is None or name not in self.lora_A:
-            return out
-        return out + F.linear(F.linear(x, self.lora_A[name].to(x.dtype)), self.lora_B[name].to(x.dtype))
-
-
 class Backbone:
     """The frozen model, its adapters, and the passes over it.
 
@@ -142,7 +97,7 @@ class Backbone:
         self.switch = Switch()
         self._check_head()
         short_attention.install(model)
-        self.layers_path, layers = _find_layers(model)
+        self.layers_path, layers = find_layers(model)
         self.depth = len(layers)
         self.transposed = False
         self.cut = cut
@@ -151,7 +106,7 @@ class Backbone:
         self.middle, self.high = read_layers(self.depth)
         self._lower, self._upper = self._split()
         # Processes that share a model must all make the same passes over it.
-        self.shares_prefixes = self._upper is not None and crew.size == 1 and not _has_windows(model.config)
+        self.shares_prefixes = self._upper is not None and crew.size == 1 and not has_windows(model.config)
 
     def _check_head(self) -> None:
         config, head = self.model.config, self.model.get_output_embeddings()
@@ -179,10 +134,10 @@ class Backbone:
         so that the two do not add up to the one: checked by running both.
         """
         body = self.model.base_model
-        if not _is_plain_stack(body):
+        if not is_plain_stack(body):
             return body, None
-        upper = _with_layers(body, slice(self.cut, None))
-        lower = _with_layers(body, slice(0, max(self.cut, self.high)))
+        upper = with_layers(body, slice(self.cut, None))
+        lower = with_layers(body, slice(0, max(self.cut, self.high)))
         lower.norm = nn.Identity()
         ids_BT = torch.arange(1, 9, device=self.device)[None] % self.unembedding_VD.shape[0]
         with torch.no_grad():
@@ -408,73 +363,3 @@ def _dense(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The head's input, contiguous. `generate` hands it a slice, each row's last state, and for such a one PyTorch
     copies the whole matrix once a row (2.13, CPU): 1.7 GB and 1.5 s for 32 answers of a 135 M model."""
     return (args[0].contiguous(), *args[1:])
-
-
-def _find_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise UnsupportedModel(f"no list of layers found in {type(model).__name__}")
-    return max(lists, key=lambda item: len(item[1]))
-
-
-def _is_plain_stack(body: Any) -> bool:
-    return isinstance(getattr(body, "layers", None), nn.ModuleList) and isinstance(
-        getattr(body, "norm", None), nn.Module
-    )
-
-
-def _has_windows(config: Any) -> bool:
-    """Whether some layer sees only the last positions, so that a shared beginning may be out of its sight."""
-    kinds = getattr(config, "layer_types", None) or []
-    return any(kind != "full_attention" for kind in kinds) or bool(
-        getattr(config, "sliding_window", None) and not kinds
-    )
-
-
-def _with_layers(body: Any, part: slice) -> Any:
-    """The same module (no weight is copied) with only some of its layers."""
-    twin = body.__class__.__new__(body.__class__)
-    twin.__dict__.update(body.__dict__)
-    twin._modules = dict(body._modules)
-    twin.config = copy.copy(body.config)
-    twin.layers = nn.ModuleList(list(body.layers)[part])
-    if getattr(body.config, "layer_types", None):
-        twin.config.layer_types = body.config.layer_types[part]
-    twin.config.num_hidden_layers = len(twin.layers)
-    return twin
-
-
-def pick_device(config: TrainerConfig) -> torch.device:
-    """The configured device; auto takes a GPU where there is one."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def pick_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
-    """The configured precision; auto takes bfloat16 where the processor multiplies it natively."""
-    if config.precision != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
-    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def read_layers(depth: int) -> tuple[int, int]:
-    """The layers that reward model and critic read: the middle one, and that two thirds up."""
-    return depth // 2, max(depth // 2, round(2 * depth / 3))
-
-
-def lowest_layer(depth: int, share: float) -> int:
-    """The first of the upper `share` of `depth` layers; at least one layer is taken."""
-    return depth - max(1, round(depth * share))
-
-
-def load_base(folder: Path, config: TrainerConfig) -> Any:
-    """The base model, frozen, on its device in its precision."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    device = pick_device(config)
-    has_encoder = AutoConfig.from_pretrained(folder).is_encoder_decoder
-    architecture = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
-    model = architecture.from_pretrained(folder, dtype=pick_dtype(config, device))
-    return model.to(device)

@@ -18,10 +18,11 @@ from plaudit.wire.prompts import prompt_text
 from plaudit.wire.versions import GateCheck, GateReport, LoraShape
 from plaudit_trainer import adapters, algorithms, batches, distributed, gate, gate_checks, rewarding, seq2seq
 from plaudit_trainer.algorithms.base import Lesson, NothingToLearn, Trained
+from plaudit_trainer.architecture import load_base, lowest_layer
 from plaudit_trainer.batches import PhraseHistory, PreferenceBatch, Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler, Verdict
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone, EncodedOnce, Exchange, load_base, lowest_layer
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, EncodedOnce, Exchange
 from plaudit_trainer.readers import reader_for
 from plaudit_trainer.rollouts import draw, end_tokens, generate_unpublished
 from plaudit_trainer.staleness import without_stale

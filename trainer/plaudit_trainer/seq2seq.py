@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit_trainer.models import Backbone, Encoded, Exchange, LoraLinear, UnsupportedModel, read_layers
+from plaudit_trainer.architecture import UnsupportedModel, read_layers
+from plaudit_trainer.lora_linear import LoraLinear
+from plaudit_trainer.models import Backbone, Encoded, Exchange
 
 _STACK = re.compile(r"(?:^|\.)(encoder|decoder)\.\w+\.(\d+)\.")
 _TOLERANCE = 1e-3

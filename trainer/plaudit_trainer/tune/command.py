@@ -113,7 +113,7 @@ def _tune(given: argparse.Namespace) -> int:
 
 def _run(plan: "Plan", out: Path, material: "Material", config: "TrainerConfig", console: "Console") -> "TuneReport":
     from plaudit_trainer.__main__ import SettingError
-    from plaudit_trainer.models import UnsupportedModel
+    from plaudit_trainer.architecture import UnsupportedModel
     from plaudit_trainer.progress import display_for
     from plaudit_trainer.tune.run import tune
     from plaudit_trainer.tune.train import Diverged

@@ -253,7 +253,8 @@ def _tune_adapter(work: _Work) -> _Tuned:
 
 def _backbone(work: _Work) -> "Backbone":
     """The base model with two adapters that change nothing yet."""
-    from plaudit_trainer.models import POLICY, REFERENCE, Backbone, load_base
+    from plaudit_trainer.architecture import load_base
+    from plaudit_trainer.models import POLICY, REFERENCE, Backbone
 
     backbone = Backbone(load_base(work.plan.base, work.config), 0, work.config.token_budget)
     for name in (POLICY, REFERENCE):
@@ -263,7 +264,7 @@ def _backbone(work: _Work) -> "Backbone":
 
 def _tune_model(work: _Work) -> _Tuned:
     """Every weight, or an encoder–decoder model: `model/`."""
-    from plaudit_trainer.models import pick_device, pick_dtype
+    from plaudit_trainer.architecture import pick_device, pick_dtype
     from plaudit_trainer.tune.train import load_model, train_model
 
     config, language, folder = work.config, work.language, work.folder / "model"
