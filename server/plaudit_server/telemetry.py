@@ -53,6 +53,12 @@ class Telemetry:
         self.unrecorded = Counter(
             "plaudit_answers_unrecorded", "Answers given but not written to the database", registry=self.registry
         )
+        self.limited = Counter(
+            "plaudit_limited", "Requests refused for being too many, by limit", ["limit"], registry=self.registry
+        )
+        self.denied = Counter(
+            "plaudit_denied", "Requests refused for want of a role", ["route"], registry=self.registry
+        )
         self.engine_state = Gauge(
             "plaudit_engine_state", "1 for the state each replica is in", ["replica", "state"], registry=self.registry
         )
