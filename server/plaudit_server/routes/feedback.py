@@ -24,7 +24,7 @@ from plaudit.wire.feedback import (
     WrittenText,
 )
 from plaudit_server import views
-from plaudit_server.domain.feedback import Outcome, check_target, outcome, sign, status_code
+from plaudit_server.domain.feedback import Outcome, check_rater, check_target, outcome, sign, status_code
 from plaudit_server.domain.grants import Grant
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import DAY_MS, now_ms, to_moment, to_ms
@@ -35,6 +35,7 @@ from plaudit_server.guarded import TokenRoute
 from plaudit_server.middleware import unprocessable
 from plaudit_server.routes.shared import (
     After,
+    EndUser,
     Limit,
     Operator,
     Rater,
@@ -60,10 +61,13 @@ _CREATED: dict[int | str, dict[str, Any]] = {
 
 @router.post("/v1/feedback", responses=errors(404, 409, 410) | _CREATED, summary="Give feedback")
 async def give(given: FeedbackRequest, request: Request, response: Response, services: S, principal: Rater) -> Feedback:
-    """One user's word on one answer. 200: it replaced an earlier one. `value: null` retracts."""
+    """One user's word on one answer. 200: it replaced an earlier one. `value: null` retracts.
+
+    Where the chat named its user and the vote (of source `user`) names another, there is no such answer for them.
+    """
     user = end_user(services, principal, request, given.end_user)
     spend(services, request, "feedback", user)
-    row, status = await _give(given, user.hashed, services)
+    row, status = await _give(given, user, services)
     response.status_code = status_code(status)
     return views.feedback(row, services.cipher, status)
 
@@ -79,7 +83,7 @@ async def give_batch(given: FeedbackBatchRequest, request: Request, services: S,
             parsed = FeedbackRequest.model_validate(item)
             user = end_user(services, principal, request, parsed.end_user)
             spend(services, request, "feedback", user)
-            row, status = await _give(parsed, user.hashed, services)
+            row, status = await _give(parsed, user, services)
         except ValidationError as error:
             return _refused(unprocessable(error.errors(include_input=False, include_url=False)))
         except PlauditError as error:
@@ -95,14 +99,14 @@ def _refused(error: PlauditError) -> FeedbackBatchItem:
 
 
 async def _give(
-    given: FeedbackRequest, user: str, services: Services, grant: Grant | None = None
+    given: FeedbackRequest, user: EndUser, services: Services, grant: Grant | None = None
 ) -> tuple[StoredFeedback, Outcome]:
     """Write a vote, and in the same transaction that its token was used."""
     received = now_ms()
     new = NewFeedback(
         response_id=given.response_id,
         key=given.key,
-        end_user=user,
+        end_user=user.hashed,
         value=given.value,
         retracts=given.is_retraction,
         tags=given.tags,
@@ -117,6 +121,10 @@ async def _give(
     async def put(conn: Connection) -> tuple[StoredFeedback, Outcome]:
         fate = await interactions.fate(conn, given.response_id)
         check_target(given.response_id, fate, in_flight=services.answering.is_speaking(given.response_id))
+        if given.source == "user" and user.named and fate == "stored":
+            asker, key_id = await interactions.asked_by(conn, given.response_id)
+            nobody = key_id is not None and asker == services.hash_key(key_id)
+            check_rater(given.response_id, user.hashed, None if nobody else asker)
         if grant is not None:
             await feedback_tokens.use(conn, grant.id, given.key, expires_at_ms=grant.expires_at_ms)
         row, what = await feedback.put(conn, new)
@@ -170,7 +178,9 @@ async def give_by_token(
     if given.key not in grant.keys:
         raise Forbidden(f"This token is for {', '.join(grant.keys)}.", code="token_scope", param="key")
     said = given.model_dump(exclude_unset=True) | {"response_id": grant.response_id}
-    row, status = await _give(FeedbackRequest.model_validate(said), grant.end_user, services, grant)
+    row, status = await _give(
+        FeedbackRequest.model_validate(said), EndUser(grant.end_user, grant.named), services, grant
+    )
     response.status_code = status_code(status)
     response.headers["x-feedback-token"] = services.tokens.renew(grant)
     return views.feedback(row, services.cipher, status)
