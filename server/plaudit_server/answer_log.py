@@ -94,7 +94,7 @@ class AnswerLog:
             prompt_tokens=len(trace.prompt_ids or ()),
             completion_tokens=len(choice.response_ids),
             sampling=chat.sampling(),
-            finish_reason=choice.finish_reason,
+            finish_reason=choice.finish_reason or ("time_limit" if chat.cut_off else None),
             status=status,
             train_consent=chat.consent,
             redacted=sealed.redacted,

@@ -7,6 +7,7 @@ caller has seen, a row says so: `complete`, `aborted` (the caller went away) or 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from plaudit_server.answer_log import AnswerLog
 from plaudit_server.chat import Chat
 from plaudit_server.domain.records import AnswerStatus
 from plaudit_server.engine.base import ChatStream, ChatTrace, Engine
-from plaudit_server.errors import EngineError, Overloaded
+from plaudit_server.errors import AnswerTooLong, EngineError, Overloaded, RateLimited
 from plaudit_server.serving import Serving
 from plaudit_server.telemetry import Telemetry, log_event
 
@@ -30,14 +31,23 @@ class Answering:
     """Lets chats in, at most so many at a time, and sees each to its end."""
 
     def __init__(
-        self, *, engine: Engine, serving: Serving, log: AnswerLog, telemetry: Telemetry, max_pending: int
+        self,
+        *,
+        engine: Engine,
+        serving: Serving,
+        log: AnswerLog,
+        telemetry: Telemetry,
+        max_pending: int,
+        max_pending_key: int,
     ) -> None:
         self._engine = engine
         self._serving = serving
         self._log = log
         self._telemetry = telemetry
         self._max_pending = max_pending
+        self._max_pending_key = max_pending_key
         self._pending = 0
+        self._pending_of: Counter[str] = Counter()
         self._speaking: set[str] = set()
 
     async def close(self) -> None:
@@ -58,10 +68,18 @@ class Answering:
 
         Raises:
             Overloaded: too many are being answered.
+            RateLimited: too many of them are this key's, which leaves the rest to others.
         """
+        if self._max_pending_key and self._pending_of[chat.key_id] >= self._max_pending_key:
+            self._telemetry.limited.labels("chat_in_flight").inc()
+            raise RateLimited(
+                f"{self._max_pending_key} chats of this key are in flight (PLAUDIT_MAX_PENDING_CHATS_KEY).",
+                code="too_many_in_flight",
+            )
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} chats are in flight (PLAUDIT_MAX_PENDING_CHATS).", code="overloaded")
         self._pending += 1
+        self._pending_of[chat.key_id] += 1
         self._telemetry.in_flight.inc()
         self._serving.hold(chat.route.version)
         if chat.stored:
@@ -69,6 +87,9 @@ class Answering:
 
     def _leave(self, chat: Chat, *, recorded: bool) -> None:
         self._pending -= 1
+        self._pending_of[chat.key_id] -= 1
+        if not self._pending_of[chat.key_id]:
+            del self._pending_of[chat.key_id]
         self._telemetry.in_flight.dec()
         self._serving.release(chat.route.version)
         if not recorded:
@@ -134,11 +155,17 @@ class Answering:
         finally:
             # Reached also by `aclose` of this generator: the caller went away between two chunks.
             await stream.aclose()
-            recorded = self._record(chat, stream.trace, status)
+            recorded = self._record(chat, stream.trace, "failed" if chat.cut_off else status)
             self._leave(chat, recorded=True)
         # The row is there before the caller knows that the answer is over, so that a vote finds it.
         await recorded
         yield DONE
+
+    def cut_off(self, chat: Chat) -> bytes:
+        """Time is up for a streamed answer: it will be recorded as failed. Returns the last words of its stream."""
+        chat.cut_off = True
+        log_event(logger, logging.WARNING, "chat.cut_off", request_id=chat.request_id)
+        return b"data: " + AnswerTooLong(code="time_limit").body().model_dump_json().encode() + b"\n\n" + DONE
 
     def _ask(self, chat: Chat) -> JsonObject:
         body = chat.ask()

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from plaudit_server.access_log import AccessLog
+from plaudit_server.cross_origin import CrossOrigin
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
 from plaudit_server.routes import chat, feedback, governance, ops, training, versions
@@ -64,7 +65,13 @@ def create_app(
         redoc_url=None,
         separate_input_output_schemas=True,
     )
-    app.add_middleware(RequestShield, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestShield,
+        telemetry=telemetry,
+        max_header_bytes=settings.max_header_bytes,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if settings.access_log:
         app.add_middleware(AccessLog)
     if tracing is not None:
@@ -72,6 +79,7 @@ def create_app(
     install_error_handlers(app)
     for router in (chat.router, feedback.router, versions.router, training.router, governance.router, ops.router):
         app.include_router(router)
+    app.include_router(feedback.token_router)
     app.include_router(ops.open_router)
     return app
 

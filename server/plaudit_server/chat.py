@@ -8,6 +8,7 @@ from plaudit.wire.chat import ChatRequest
 from plaudit_server.domain.ids import choice_id, new_completion_id
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.traffic import Route
+from plaudit_server.errors import Unprocessable
 
 _SAMPLING_EXTRAS = (
     "top_k",
@@ -30,9 +31,23 @@ _CONSTRAINTS = (
 )
 
 
+def check_fits(asked: ChatRequest, max_model_len: int) -> None:
+    """Refuse an answer that is asked to be longer than the model can speak.
+
+    Raises:
+        Unprocessable: so it is; `max_model_len` is in tokens.
+    """
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (getattr(asked, name) or 0) > max_model_len:
+            raise Unprocessable(f"{name} is larger than the model's context of {max_model_len} tokens.", param=name)
+
+
 @dataclass(slots=True)
 class Chat:
-    """What is known of a chat before the engine is asked. Times: `started` by the monotonic clock, in seconds."""
+    """What is known of a chat before the engine is asked. Times: `started` by the monotonic clock, in seconds.
+
+    `cut_off` is set where its answer took longer than an answer may.
+    """
 
     request: ChatRequest
     route: Route
@@ -45,6 +60,8 @@ class Chat:
     id: str = field(default_factory=new_completion_id)
     created_at_ms: int = field(default_factory=now_ms)
     overhead_s: float = 0.0
+    feedback_token: str | None = None
+    cut_off: bool = False
 
     @property
     def stored(self) -> bool:
@@ -63,11 +80,12 @@ class Chat:
 
     def headers(self) -> dict[str, str]:
         """What every answer says of its making."""
-        return {
+        told = {
             "x-model-version": self.route.version,
             "x-rollout-arm": self.route.arm,
             "x-overhead-ms": f"{self.overhead_s * 1000:.2f}",
         }
+        return told | ({"x-feedback-token": self.feedback_token} if self.feedback_token else {})
 
     def branded(self, answer: JsonObject) -> JsonObject:
         """An answer or chunk of the engine under our id, version and fingerprint."""

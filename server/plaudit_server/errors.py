@@ -1,17 +1,20 @@
 """Every error the server answers with. An error's docstring is its default message.
 
 PlauditError
-├── BadRequest 400 · MethodNotAllowed 405 · BodyTooLarge 413 · UnsupportedMedia 415 · Unprocessable 422
+├── BadRequest 400 · MethodNotAllowed 405 · BodyTooLate 408 · BodyTooLarge 413 · UnsupportedMedia 415
+│   └── Unprocessable 422 · HeadersTooLarge 431
 ├── Unauthenticated 401 · Forbidden 403 · NotFound 404 · Conflict 409 · Gone 410 · PreconditionFailed 412
 ├── EngineError
 │   ├── EngineUnavailable 503 (Retry-After)
 │   ├── EngineRefused (the engine's own 4xx, passed on)
 │   └── SwapFailed 409
-├── Overloaded 503 (Retry-After)
+├── AnswerTooLong 504 (inside a stream)
+├── RateLimited 429 (Retry-After) · Overloaded 503 (Retry-After)
 ├── StorageFull 507
 └── SettingError (at start only)
 """
 
+import math
 from typing import ClassVar
 
 from plaudit.wire.base import ErrorBody, ErrorDetail
@@ -58,6 +61,16 @@ class MethodNotAllowed(BadRequest):
         return {"Allow": self.allow} if self.allow else {}
 
 
+class BodyTooLate(BadRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+
+    def headers(self) -> dict[str, str]:
+        """What has not arrived by now must not be read as the next request."""
+        return {"Connection": "close"}
+
+
 class BodyTooLarge(BadRequest):
     """The request body is too large."""
 
@@ -74,6 +87,16 @@ class Unprocessable(BadRequest):
     """The request is well-formed but its values are not acceptable."""
 
     status = 422
+
+
+class HeadersTooLarge(BadRequest):
+    """The request's address and headers are too large."""
+
+    status = 431
+
+    def headers(self) -> dict[str, str]:
+        """The rest is not worth reading."""
+        return {"Connection": "close"}
 
 
 class Unauthenticated(PlauditError):
@@ -151,6 +174,28 @@ class SwapFailed(EngineError):
     """The version could not be proven live."""
 
     status = 409
+
+
+class AnswerTooLong(PlauditError):
+    """The answer took longer than an answer may and was ended."""
+
+    status, type = 504, "server_error"
+
+
+class RateLimited(PlauditError):
+    """Too many requests. Come back after `Retry-After` seconds."""
+
+    status, type = 429, "rate_limit_error"
+
+    def __init__(
+        self, message: str | None = None, *, retry_after_s: float = 1, code: str = "rate_limit_exceeded"
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        """When to come back: rounded up, so that coming back then is not refused again."""
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
 
 class Overloaded(PlauditError):

@@ -2,8 +2,8 @@
 
 The answer is kept for 24 hours under (key, route, Idempotency-Key), sealed like any other text, and only if the
 first attempt succeeded: what failed may be tried again. Not kept, so that the header has no effect: streamed chats
-(their bytes have been seen), chats with `store: false` (nothing of them may be kept) and new API keys (their secret
-may not).
+(their bytes have been seen), chats with `store: false` (nothing of them may be kept), new API keys and feedback tokens
+(their secret may not).
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from plaudit_server.telemetry import log_event
 logger = logging.getLogger(__name__)
 
 _MAX_KEY = 255
-_NEVER_KEPT = frozenset({"/v1/keys"})
+_NEVER_KEPT = frozenset({"/v1/keys", "/v1/feedback/tokens"})
 
 
-async def answer_once(request: Request, body: bytes, answer: Callable[[], Awaitable[Response]]) -> Response:
-    """Answer from the record, or run `answer` and keep what it said.
+async def answer_once(request: Request, scope: str, body: bytes, answer: Callable[[], Awaitable[Response]]) -> Response:
+    """Answer from the record, or run `answer` and keep what it said. `scope` is whose key it is and for what.
 
     Raises:
         BadRequest: the header is empty or too long.
@@ -42,7 +42,6 @@ async def answer_once(request: Request, body: bytes, answer: Callable[[], Awaita
     if not 0 < len(key) <= _MAX_KEY or not key.isascii() or not key.isprintable():
         raise BadRequest(f"Idempotency-Key must be 1 to {_MAX_KEY} printable ASCII characters.", code="idempotency_key")
     services: Services = request.app.state.services
-    scope = f"{request.state.principal.key_id} {request.method} {request.url.path}"
     # Keyed: an unkeyed hash of a short prompt could be guessed.
     body_hash = hmac.new(services.secret, b"body:" + body, hashlib.sha256).hexdigest()
     saved = await services.database.write(

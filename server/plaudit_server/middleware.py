@@ -16,6 +16,7 @@ from plaudit_server.domain.ids import new_id
 from plaudit_server.errors import (
     BadRequest,
     BodyTooLarge,
+    HeadersTooLarge,
     MethodNotAllowed,
     NotFound,
     PlauditError,
@@ -35,17 +36,23 @@ def error_response(error: PlauditError) -> Response:
     )
 
 
+def headers_too_large(limit: int) -> HeadersTooLarge:
+    """The refusal of a request line and headers of more than `limit` bytes."""
+    return HeadersTooLarge(f"Address and headers are larger than {limit} bytes (PLAUDIT_MAX_HEADER_BYTES).")
+
+
 class RequestShield:
     """The outermost layer.
 
-    Every answer gets `x-request-id` (the caller's, where it is a plain token). A body longer than allowed is
-    refused, whether or not its length was announced. What no handler expected is logged once, with the request id,
-    and answered without details.
+    Every answer gets `x-request-id` (the caller's, where it is a plain token) and what handlers put into
+    `request.state.answer_headers`. Headers or a body longer than allowed are refused, whether or not the length was
+    announced. What no handler expected is logged once, with the request id, and answered without details.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_header_bytes: int, max_body_bytes: int) -> None:
         self.app = app
         self.telemetry = telemetry
+        self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,19 +63,23 @@ class RequestShield:
         started = time.monotonic()
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
-        scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        answer_headers: dict[str, str] = {}
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, started=started, answer_headers=answer_headers)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                added = [(name.encode(), value.encode()) for name, value in answer_headers.items()]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *added]
             await send(message)
 
         try:
-            if (length := headers.get(b"content-length", b"0")).isdigit() and int(length) > self.max_body_bytes:
-                await error_response(self._too_large())(scope, receive, send_with_id)
+            refusal = self._refusal(scope, headers)
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send_with_id)
             else:
                 await self.app(scope, self._bounded(receive), send_with_id)
         except Exception:  # the last resort: whatever it was, the caller gets OpenAI's shape and no details
@@ -80,6 +91,14 @@ class RequestShield:
             )
         finally:
             self._count(scope, status, time.monotonic() - started)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> PlauditError | None:
+        """What a look at the headers alone is enough to refuse."""
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope["path"]) + len(scope["query_string"]) > self.max_header_bytes:
+            return headers_too_large(self.max_header_bytes)
+        length = headers.get(b"content-length", b"0")
+        return self._too_large() if length.isdigit() and int(length[:20]) > self.max_body_bytes else None
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self.max_body_bytes} bytes (PLAUDIT_MAX_BODY_BYTES).")

@@ -15,6 +15,7 @@ import uvicorn
 
 from plaudit_server.app import create_app
 from plaudit_server.errors import SettingError
+from plaudit_server.protocol import bounded_protocol
 from plaudit_server.settings import Settings
 from plaudit_server.telemetry import configure_logging
 
@@ -73,7 +74,9 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=bounded_protocol(settings),
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         lifespan="off",  # ours is opened here, so that what it raises is one line and not a traceback
         access_log=False,
         log_config=None,

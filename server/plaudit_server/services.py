@@ -14,14 +14,17 @@ from plaudit.wire.ops import Role
 from plaudit_server.answer_log import AnswerLog
 from plaudit_server.answering import Answering
 from plaudit_server.auth import KeyRing, read_secret, write_secret
+from plaudit_server.denials import AuditedDenials
+from plaudit_server.domain.grants import GrantSigner
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.privacy import Cipher, NoRedaction, PlainCipher, Redactor, hash_end_user
 from plaudit_server.engine.base import Engine
 from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
+from plaudit_server.limits import Limits
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
-from plaudit_server.store import Connection, idempotency, keys
+from plaudit_server.store import Connection, feedback_tokens, idempotency, keys
 from plaudit_server.store.database import Database, sqlite_url
 from plaudit_server.telemetry import Telemetry, log_event
 
@@ -44,6 +47,9 @@ class Services:
     database: Database
     engine: Engine
     keys: KeyRing
+    limits: Limits
+    denials: AuditedDenials
+    tokens: GrantSigner
     serving: Serving
     answering: Answering
     secret: bytes
@@ -55,6 +61,10 @@ class Services:
     def hash_user(self, identifier: str) -> str:
         """What is kept of an end user's identifier."""
         return hash_end_user(self.secret, identifier)
+
+    def hash_key(self, key_id: str) -> str:
+        """Who is meant where a request names nobody: its API key."""
+        return self.hash_user(f"key:{key_id}")
 
 
 @asynccontextmanager
@@ -97,16 +107,25 @@ def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engi
         max_resident=settings.engine_max_loras,
         auto_promote=settings.auto_promote,
     )
+    limits = Limits(settings, telemetry)
     log = AnswerLog(database, telemetry, secret=secret, redactor=redactor, cipher=cipher)
     return Services(
         settings=settings,
         telemetry=telemetry,
         database=database,
         engine=engine,
-        keys=KeyRing(lambda key: database.read(lambda conn: keys.find(conn, key))),
+        keys=KeyRing(lambda key: database.read(lambda conn: keys.find(conn, key)), limits),
+        limits=limits,
+        denials=AuditedDenials(database, telemetry),
+        tokens=GrantSigner(secret),
         serving=serving,
         answering=Answering(
-            engine=engine, serving=serving, log=log, telemetry=telemetry, max_pending=settings.max_pending_chats
+            engine=engine,
+            serving=serving,
+            log=log,
+            telemetry=telemetry,
+            max_pending=settings.max_pending_chats,
+            max_pending_key=settings.max_pending_chats_key,
         ),
         secret=secret,
         redactor=redactor,
@@ -159,10 +178,11 @@ def data_folder(folder: Path) -> Iterator[None]:
 
 
 async def _keep_house(database: Database) -> None:
-    """Drop answers that were kept for repeated requests and have lapsed."""
+    """Drop what has lapsed: answers that were kept for repeated requests, and used feedback tokens."""
     while True:
         try:
             await database.write(lambda conn: idempotency.purge(conn, now_ms=now_ms()))
+            await database.write(lambda conn: feedback_tokens.purge(conn, now_ms=now_ms()))
         except PlauditError as error:
             log_event(logger, logging.WARNING, "housekeeping.failed", reason=error.message)
         await asyncio.sleep(HOUSEKEEPING_S)

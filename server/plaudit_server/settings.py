@@ -1,10 +1,14 @@
 """Settings of the server: one class, read from `PLAUDIT_*` environment variables."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+"""What browsers send as `Origin`. `*` and `null` are none: any page at all could then use a key that it found."""
 
 
 class Settings(BaseSettings):
@@ -55,6 +59,32 @@ class Settings(BaseSettings):
     vote_max_age_days: int = Field(default=30, ge=1, description="older votes are kept, marked `trainable: false`")
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="largest request body")
     max_pending_chats: int = Field(default=256, ge=1, description="chats in flight beyond which the answer is 503")
+    max_pending_chats_key: int = Field(
+        default=128, ge=0, description="chats in flight of one key beyond which its answer is 429; 0: no limit"
+    )
+    chats_per_minute_key: int = Field(default=1200, ge=0, description="chats a minute of one key; 0: no limit")
+    chats_per_minute_user: int = Field(default=300, ge=0, description="chats a minute of one end user; 0: no limit")
+    feedback_per_minute_key: int = Field(
+        default=6000, ge=0, description="votes, comparisons and events a minute of one key; 0: no limit"
+    )
+    feedback_per_minute_user: int = Field(
+        default=300, ge=0, description="votes, comparisons and events a minute of one end user; 0: no limit"
+    )
+    wrong_keys_per_minute: int = Field(
+        default=60, ge=0, description="wrong keys and tokens a minute from one address; 0: no limit"
+    )
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="comma-separated addresses or networks whose `X-Forwarded-For` and `-Proto` are believed",
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="comma-separated origins whose pages may call chat and feedback routes with a key",
+    )
+    max_header_bytes: int = Field(default=32_768, ge=1024, description="largest request line and headers together")
+    header_timeout_s: float = Field(default=10, gt=0, description="how long the headers of a request may take")
+    body_timeout_s: float = Field(default=30, gt=0, description="how long the body of a request may take")
+    max_stream_s: float = Field(default=600, gt=0, description="how long an answer may stream before it is ended")
     probe_slope_low: float = Field(default=0.8, description="the swap probe's interval must lie above this")
     probe_slope_high: float = Field(default=1.2, description="the swap probe's interval must lie below this")
 
@@ -69,10 +99,18 @@ class Settings(BaseSettings):
         description="OTLP/HTTP collector for traces, such as `http://collector:4318`; unset: none",
     )
 
-    @field_validator("engine_urls", mode="before")
+    @field_validator("engine_urls", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
-    def _split_urls(cls, value: object) -> object:
-        return [url.strip() for url in value.split(",") if url.strip()] if isinstance(value, str) else value
+    def _split(cls, value: object) -> object:
+        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin: give scheme, host and port, such as https://app.example.com")
+        return value
 
     @property
     def versions_folder(self) -> Path:

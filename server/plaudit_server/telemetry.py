@@ -101,6 +101,12 @@ class Telemetry:
         self.writer_queue = Gauge(
             "plaudit_writer_queue", "Writes that wait for the database's next transaction", registry=self.registry
         )
+        self.limited = Counter(
+            "plaudit_limited", "Requests refused for being too many, by limit", ["limit"], registry=self.registry
+        )
+        self.denied = Counter(
+            "plaudit_denied", "Requests refused for want of a role", ["route"], registry=self.registry
+        )
 
     def _count_swaps(self) -> None:
         self.engine_state = Gauge(

@@ -62,6 +62,8 @@ def test_the_routes_of_the_contract_exist(document: dict[str, Any]) -> None:
         "GET /v1/models",
         "POST /v1/feedback",
         "POST /v1/feedback/batch",
+        "POST /v1/feedback/tokens",
+        "POST /v1/feedback/t/{token}",
         "GET /v1/feedback",
         "DELETE /v1/feedback/{feedback_id}",
         "POST /v1/comparisons",

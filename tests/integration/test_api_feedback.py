@@ -75,6 +75,26 @@ async def test_a_vote_on_nothing_is_404(tmp_path: Path) -> None:
         }
 
 
+async def test_another_users_answer_cannot_be_voted_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        answer = await server.chat(user="ada")
+        refused = await server.vote(answer["id"], end_user="mallory")
+        unknown = await server.vote(UNKNOWN, end_user="mallory")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "response_not_found")
+        assert refused.text.replace(answer["id"], UNKNOWN) == unknown.text  # nothing is told of whether it exists
+        item = {"response_id": answer["id"], "value": False, "end_user": "mallory"}
+        batch = await server.admin.post("/v1/feedback/batch", json={"items": [item]})
+        assert batch.json()["results"][0]["status"] == 404
+        by_header = {"response_id": answer["id"], "value": False}
+        header = {"x-session-id": "mallory"}
+        assert (await server.admin.post("/v1/feedback", json=by_header, headers=header)).status_code == 404
+        assert (await server.admin.get("/v1/feedback")).json()["data"] == []
+        # Whoever rates for a living, and an application that names nobody, may.
+        assert (await server.vote(answer["id"], end_user="expert", source="annotator")).status_code == 201
+        assert (await server.vote(answer["id"])).status_code == 201
+        assert (await server.vote(answer["id"], end_user="ada")).status_code == 201
+
+
 async def test_a_batch_judges_each_item_alone(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         answer = await server.chat()

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +38,12 @@ def talk_and_rate(url: str, key: str) -> None:
         assert client.completions.get(answer.response_id).metadata == {"page": "1"}
         assert [row.id for row in client.completions.iterate(limit=1)] == [stream.response_id, answer.response_id]
         assert [row.id for row in client.completions.list(metadata={"page": "1"}).data] == [answer.response_id]
+        made = client.feedback.token(stream.response_id, keys=["helpful"], expires_in=60)
+        given = {answer.feedback_token: "thumb", stream.feedback_token: "thumb", made.token: "helpful"}
+        for token, rated in given.items():
+            voted = httpx.post(f"{url}/v1/feedback/t/{token}", json={"value": True, "key": rated}, trust_env=False)
+            assert voted.is_success
+            assert voted.json()["end_user"] == kept.end_user
         with pytest.raises(NotFoundError):
             client.feedback.rate("chatcmpl-01890a5d-ac96-774b-bcce-b302099a8057", "up")
 

@@ -168,10 +168,11 @@ async def until(condition: Callable[[], Any], seconds: float = 8) -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
-    """The app (its lifespan open already) on a real socket; gives its address."""
+async def listening(app: FastAPI, **options: Any) -> AsyncIterator[str]:
+    """The app (its lifespan open already) on a real socket; gives its address. `options` are uvicorn's."""
+    given = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2} | options
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, lifespan="off", **given)
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # the tests' signals stay theirs
         task = asyncio.create_task(server.serve(sockets=[bound]))

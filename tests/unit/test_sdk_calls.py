@@ -46,6 +46,14 @@ CALLS: list[Row] = [
         h.feedback_json(),
     ),
     (
+        "token",
+        lambda c: c.feedback.token(h.ANSWER_ID, keys=["thumb", "helpful"], expires_in=60),
+        "POST",
+        "/v1/feedback/tokens",
+        {"response_id": h.ANSWER_ID, "keys": ["thumb", "helpful"], "expires_in": 60},
+        {"token": "ft1_x", "response_id": h.ANSWER_ID, "keys": ["thumb", "helpful"], "expires_at": MOMENT},
+    ),
+    (
         "retract",
         lambda c: c.feedback.create(h.ANSWER_ID, None),
         "POST",

@@ -7,7 +7,7 @@ PlauditError
 │   └── APITimeoutError         no answer in time
 ├── APIResponseError            an answer that is not Plaudit's
 ├── APIStatusError              the server said no: `status`, `code`, `param`, `request_id`
-│   ├── BadRequestError 400, 413, 415
+│   ├── BadRequestError 400, 413, 415, 431
 │   ├── AuthenticationError 401 · PermissionDeniedError 403
 │   ├── NotFoundError 404 · GoneError 410
 │   ├── ConflictError 409
@@ -85,7 +85,7 @@ class APIStatusError(PlauditError):
 
 
 class BadRequestError(APIStatusError):
-    """400, 413, 415: the request could not be read."""
+    """400, 413, 415, 431: the request could not be read."""
 
 
 class AuthenticationError(APIStatusError):
@@ -152,6 +152,7 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
     415: BadRequestError,
     422: UnprocessableEntityError,
     429: RateLimitError,
+    431: BadRequestError,
     502: ServiceUnavailableError,
     503: ServiceUnavailableError,
     504: ServiceUnavailableError,

@@ -43,6 +43,21 @@ def check_target(response_id: str, fate: Fate, *, in_flight: bool) -> None:
         raise NotFound(f"There is no answer {response_id}.", code="response_not_found", param="response_id")
 
 
+def check_rater(response_id: str, rater: str, asker: str | None) -> None:
+    """Let a user's vote on their own answer pass, or raise.
+
+    Args:
+        response_id: the answer.
+        rater: keyed hash of whose vote it is.
+        asker: of who asked for the answer; None where the chat named nobody.
+
+    Raises:
+        NotFound: it is somebody else's; said as of one that does not exist.
+    """
+    if asker is not None and asker != rater:
+        check_target(response_id, "unknown", in_flight=False)
+
+
 def is_trainable(
     *,
     value: float | None,

@@ -13,6 +13,7 @@ import orjson
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
+from plaudit_server.engine.allowed import OnlyAllowed
 from plaudit_server.engine.base import ChatTrace
 from plaudit_server.engine.trace import SseParser, Tracer, is_logprob, read_json
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
@@ -47,6 +48,7 @@ class ReplicaClient:
         # vLLM closes idle connections after 5 s; ours must go first, or a request is lost on a closing one.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2)
         transport = transport or httpx.AsyncHTTPTransport(uds=str(socket) if socket else None, limits=limits)
+        transport = OnlyAllowed(transport, url)
         self._http = httpx.AsyncClient(transport=transport, base_url=url, timeout=_CALL_TIMEOUT, trust_env=False)
         self._rollouts = asyncio.Semaphore(_CONCURRENT_ROLLOUTS)
         self._scores = asyncio.Semaphore(_CONCURRENT_SCORES)

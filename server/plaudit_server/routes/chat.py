@@ -1,14 +1,16 @@
 """Chat completions, their stored form, and the models that may be asked for."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
 from plaudit.wire.base import Moment, Page, VersionName
 from plaudit.wire.chat import ChatRequest, Deleted, ModelCard, StoredCompletion
+from plaudit.wire.feedback import DEFAULT_KEY, TOKEN_SECONDS
 from plaudit_server import sse, views
 from plaudit_server.auth import Principal
-from plaudit_server.chat import Chat
+from plaudit_server.chat import Chat, check_fits
 from plaudit_server.domain.feedback import check_target
 from plaudit_server.domain.moments import now_ms, to_ms
 from plaudit_server.domain.records import Interaction
@@ -25,6 +27,7 @@ from plaudit_server.routes.shared import (
     errors,
     guarded_router,
     page,
+    spend,
 )
 from plaudit_server.services import Services
 from plaudit_server.store import Connection, interactions
@@ -42,7 +45,8 @@ async def create_completion(asked: ChatRequest, request: Request, services: S, p
     services.answering.admit(chat)
     if asked.stream:
         events = await services.answering.stream(chat)
-        return sse.EventStream(events, chat.headers())
+        cut_off = partial(services.answering.cut_off, chat)
+        return sse.EventStream(events, chat.headers(), limit_s=services.settings.max_stream_s, cut_off=cut_off)
     answer = await services.answering.whole(chat, lambda: sse.gone(request.receive))
     if answer is None:
         return Response(status_code=499)  # nobody is there to read it
@@ -51,17 +55,29 @@ async def create_completion(asked: ChatRequest, request: Request, services: S, p
 
 async def _chat(asked: ChatRequest, request: Request, services: Services, principal: Principal) -> Chat:
     user = end_user(services, principal, request, asked.safety_identifier, asked.user)
-    route = await services.serving.route(asked.model, user)
-    return Chat(
+    spend(services, request, "chat", user)
+    if not services.settings.engine_urls:  # others' engines know their own lengths
+        check_fits(asked, services.settings.engine_max_model_len)
+    route = await services.serving.route(asked.model, user.hashed)
+    chat = Chat(
         request=asked,
         route=route,
         fingerprint=services.serving.fingerprint(route.version),
         request_id=request.state.request_id,
         key_id=principal.key_id,
-        end_user=user,
+        end_user=user.hashed,
         consent=_consent(asked, request, services),
         started=request.state.started,
     )
+    if chat.stored:
+        chat.feedback_token = services.tokens.sign(
+            chat.id,
+            user.hashed,
+            named=user.named,
+            keys=(DEFAULT_KEY,),
+            expires_at_ms=chat.created_at_ms + TOKEN_SECONDS * 1000,
+        )
+    return chat
 
 
 def _consent(asked: ChatRequest, request: Request, services: Services) -> bool:

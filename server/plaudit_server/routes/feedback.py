@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from plaudit.wire.base import Moment, Page, VersionName
@@ -18,18 +18,24 @@ from plaudit.wire.feedback import (
     FeedbackBatchItem,
     FeedbackBatchRequest,
     FeedbackRequest,
+    FeedbackToken,
+    FeedbackTokenRequest,
+    TokenFeedbackRequest,
     WrittenText,
 )
 from plaudit_server import views
-from plaudit_server.domain.feedback import Outcome, check_target, outcome, sign, status_code
+from plaudit_server.domain.feedback import Outcome, check_rater, check_target, outcome, sign, status_code
+from plaudit_server.domain.grants import Grant
 from plaudit_server.domain.ids import new_id
-from plaudit_server.domain.moments import DAY_MS, now_ms, to_ms
+from plaudit_server.domain.moments import DAY_MS, now_ms, to_moment, to_ms
 from plaudit_server.domain.privacy import SealedText, seal_text
 from plaudit_server.domain.records import Interaction, NewFeedback, StoredComparison, StoredEvent, StoredFeedback
-from plaudit_server.errors import NotFound, PlauditError, Unprocessable
+from plaudit_server.errors import Conflict, Forbidden, NotFound, PlauditError, Unprocessable
+from plaudit_server.guarded import TokenRoute
 from plaudit_server.middleware import unprocessable
 from plaudit_server.routes.shared import (
     After,
+    EndUser,
     Limit,
     Operator,
     Rater,
@@ -39,11 +45,13 @@ from plaudit_server.routes.shared import (
     errors,
     guarded_router,
     page,
+    spend,
 )
 from plaudit_server.services import Services
-from plaudit_server.store import Connection, comparisons, events, feedback, interactions
+from plaudit_server.store import Connection, comparisons, events, feedback, feedback_tokens, interactions
 
 router = guarded_router("feedback")
+token_router = APIRouter(route_class=TokenRoute, tags=["feedback"], responses=errors())
 
 _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"description": "new"},
@@ -53,20 +61,29 @@ _CREATED: dict[int | str, dict[str, Any]] = {
 
 @router.post("/v1/feedback", responses=errors(404, 409, 410) | _CREATED, summary="Give feedback")
 async def give(given: FeedbackRequest, request: Request, response: Response, services: S, principal: Rater) -> Feedback:
-    """One user's word on one answer. 200: it replaced an earlier one. `value: null` retracts."""
-    row, status = await _give(given, end_user(services, principal, request, given.end_user), services)
+    """One user's word on one answer. 200: it replaced an earlier one. `value: null` retracts.
+
+    Where the chat named its user and the vote (of source `user`) names another, there is no such answer for them.
+    """
+    user = end_user(services, principal, request, given.end_user)
+    spend(services, request, "feedback", user)
+    row, status = await _give(given, user, services)
     response.status_code = status_code(status)
     return views.feedback(row, services.cipher, status)
 
 
 @router.post("/v1/feedback/batch", responses=errors(409), summary="Give many pieces of feedback")
 async def give_batch(given: FeedbackBatchRequest, request: Request, services: S, principal: Rater) -> FeedbackBatch:
-    """Each item is judged on its own; results come in the order of the items."""
+    """Each item is judged on its own, and counts on its own; results come in the order of the items."""
+    shown = request.state.answer_headers
+    services.limits.spend("feedback", "key", principal.key_id, shown, cost=len(given.items) - 1)
 
     async def one(item: object) -> FeedbackBatchItem:
         try:
             parsed = FeedbackRequest.model_validate(item)
-            row, status = await _give(parsed, end_user(services, principal, request, parsed.end_user), services)
+            user = end_user(services, principal, request, parsed.end_user)
+            spend(services, request, "feedback", user)
+            row, status = await _give(parsed, user, services)
         except ValidationError as error:
             return _refused(unprocessable(error.errors(include_input=False, include_url=False)))
         except PlauditError as error:
@@ -81,12 +98,15 @@ def _refused(error: PlauditError) -> FeedbackBatchItem:
     return FeedbackBatchItem(status=error.status, error=error.body().error.model_dump())
 
 
-async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[StoredFeedback, Outcome]:
+async def _give(
+    given: FeedbackRequest, user: EndUser, services: Services, grant: Grant | None = None
+) -> tuple[StoredFeedback, Outcome]:
+    """Write a vote, and in the same transaction that its token was used."""
     received = now_ms()
     new = NewFeedback(
         response_id=given.response_id,
         key=given.key,
-        end_user=user,
+        end_user=user.hashed,
         value=given.value,
         retracts=given.is_retraction,
         tags=given.tags,
@@ -101,6 +121,12 @@ async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[
     async def put(conn: Connection) -> tuple[StoredFeedback, Outcome]:
         fate = await interactions.fate(conn, given.response_id)
         check_target(given.response_id, fate, in_flight=services.answering.is_speaking(given.response_id))
+        if given.source == "user" and user.named and fate == "stored":
+            asker, key_id = await interactions.asked_by(conn, given.response_id)
+            nobody = key_id is not None and asker == services.hash_key(key_id)
+            check_rater(given.response_id, user.hashed, None if nobody else asker)
+        if grant is not None:
+            await feedback_tokens.use(conn, grant.id, given.key, expires_at_ms=grant.expires_at_ms)
         row, what = await feedback.put(conn, new)
         return row, outcome(what, fate)
 
@@ -112,6 +138,52 @@ async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[
 
 def _sealed(text: str | None, services: Services) -> SealedText | None:
     return None if text is None else seal_text(text, services.redactor, services.cipher)[0]
+
+
+@router.post("/v1/feedback/tokens", status_code=201, responses=errors(404, 409, 410), summary="Let a browser rate")
+async def make_token(given: FeedbackTokenRequest, services: S, principal: Rater) -> FeedbackToken:
+    """A token under which a browser may rate one answer, once a key, as the user who asked for it."""
+
+    async def find(conn: Connection) -> Interaction:
+        await _check_known(conn, given.response_id, "response_id", services)
+        row = await interactions.get(conn, given.response_id)
+        if row is None or row.end_user is None:
+            raise Conflict("The answer is not written yet; try again shortly.", code="answer_in_flight")
+        return row
+
+    row = await services.database.read(find)
+    assert row.end_user is not None  # `find` saw to it
+    expires_at_ms = now_ms() + given.expires_in * 1000
+    named = row.key_id is None or row.end_user != services.hash_key(row.key_id)
+    token = services.tokens.sign(row.id, row.end_user, named=named, keys=given.keys, expires_at_ms=expires_at_ms)
+    return FeedbackToken(
+        token=token, response_id=row.id, keys=given.keys, expires_at=to_moment(-(-expires_at_ms // 1000) * 1000)
+    )
+
+
+@token_router.post(
+    "/v1/feedback/t/{token}", responses=errors(404, 409, 410) | _CREATED, summary="Give feedback under a token"
+)
+async def give_by_token(
+    token: str, given: TokenFeedbackRequest, request: Request, response: Response, services: S
+) -> Feedback:
+    """For browsers, which have no key: whose word it is and of which answer, the token says.
+
+    Each key of a token may be used once. The answer has a fresh token for the same in `x-feedback-token`, which
+    expires with the first.
+    """
+    grant: Grant = request.state.grant
+    if given.response_id not in (None, grant.response_id):
+        raise Forbidden("This token is for another answer.", code="token_scope", param="response_id")
+    if given.key not in grant.keys:
+        raise Forbidden(f"This token is for {', '.join(grant.keys)}.", code="token_scope", param="key")
+    said = given.model_dump(exclude_unset=True) | {"response_id": grant.response_id}
+    row, status = await _give(
+        FeedbackRequest.model_validate(said), EndUser(grant.end_user, grant.named), services, grant
+    )
+    response.status_code = status_code(status)
+    response.headers["x-feedback-token"] = services.tokens.renew(grant)
+    return views.feedback(row, services.cipher, status)
 
 
 @router.get("/v1/feedback", summary="List feedback")
@@ -161,6 +233,7 @@ async def delete_feedback(feedback_id: str, services: S, principal: Operator) ->
 async def compare(given: ComparisonRequest, request: Request, services: S, principal: Rater) -> Comparison:
     """One answer preferred to another on the same prompt."""
     user = end_user(services, principal, request, given.end_user)
+    spend(services, request, "feedback", user)
 
     async def add(conn: Connection) -> StoredComparison:
         chosen = await _side(conn, given.chosen, "chosen", services)
@@ -176,7 +249,7 @@ async def compare(given: ComparisonRequest, request: Request, services: S, princ
             chosen_version=_spoken_by(given.chosen, chosen),
             rejected_version=_spoken_by(given.rejected, rejected),
             tie=given.tie,
-            end_user=user,
+            end_user=user.hashed,
             received_at_ms=now_ms(),
         )
         return await comparisons.add(conn, new)
@@ -212,13 +285,15 @@ def _spoken_by(side: str | WrittenText, row: Interaction | None) -> str | None:
 @router.post("/v1/events", status_code=201, responses=errors(404, 409, 410), summary="Report what a user did")
 async def report(given: EventRequest, request: Request, services: S, principal: Rater) -> Event:
     """Something a user did with an answer: copied it, asked for another, went away."""
+    user = end_user(services, principal, request, given.end_user)
+    spend(services, request, "feedback", user)
     received = now_ms()
     new = StoredEvent(
         id=new_id("evt_"),
         response_id=given.response_id,
         type=given.type,
         new_response_id=given.new_response_id,
-        end_user=end_user(services, principal, request, given.end_user),
+        end_user=user.hashed,
         occurred_at_ms=received if given.occurred_at is None else to_ms(given.occurred_at),
         received_at_ms=received,
     )

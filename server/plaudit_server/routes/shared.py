@@ -1,5 +1,6 @@
 """What every endpoint takes and gives: services, roles, pages, documented errors."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from plaudit.wire.base import ErrorBody, Page
 from plaudit_server.auth import Principal, allow
 from plaudit_server.guarded import GuardedRoute
+from plaudit_server.limits import Kind
 from plaudit_server.services import Services
 
 T = TypeVar("T")
@@ -16,17 +18,20 @@ _WORDS = {
     401: "no key, or a wrong one",
     403: "the key's roles do not allow it",
     404: "there is no such thing",
+    408: "the body did not arrive in time",
     409: "it contradicts the present state, or the Idempotency-Key was used otherwise",
     410: "erased, or never stored",
     412: "If-Match does not name the present state",
     413: "the body is too large",
     415: "not JSON, or compressed",
     422: "a value is not acceptable: `param` names it",
+    429: "too many requests: see Retry-After",
+    431: "address and headers are too large",
     502: "the engine failed",
     503: "not ready, or too busy: see Retry-After",
     507: "the disk is full",
 }
-_ALWAYS = (400, 401, 403, 413, 415, 422, 503, 507)
+_ALWAYS = (400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 507)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -65,9 +70,27 @@ def page(items: list[T], *, has_more: bool, last_id: str | None) -> Page[T]:
     return Page(data=items, has_more=has_more, next=last_id if has_more else None)
 
 
-def end_user(services: Services, principal: Principal, request: Request, *named: str | None) -> str:
-    """The hash of who is meant: the first name given, else `x-session-id`, else the key itself."""
+@dataclass(frozen=True, slots=True)
+class EndUser:
+    """Whose request it is. `named`: the request said so; else `hashed` stands for the API key."""
+
+    hashed: str
+    named: bool
+
+
+def end_user(services: Services, principal: Principal, request: Request, *named: str | None) -> EndUser:
+    """Who is meant: the first name given, else `x-session-id`, else the key itself."""
     for name in (*named, request.headers.get("x-session-id", "").strip()[:512]):
         if name:
-            return services.hash_user(name)
-    return services.hash_user(f"key:{principal.key_id}")
+            return EndUser(services.hash_user(name), named=True)
+    return EndUser(services.hash_key(principal.key_id), named=False)
+
+
+def spend(services: Services, request: Request, kind: Kind, user: EndUser) -> None:
+    """Count a request against its end user's limit; nobody named is the key, whose own limit was asked already.
+
+    Raises:
+        RateLimited: it is too much.
+    """
+    if user.named:
+        services.limits.spend(kind, "user", user.hashed, request.state.answer_headers)

@@ -94,6 +94,14 @@ async def fate(conn: AsyncConnection, response_id: str) -> Fate:
     return "unknown" if (await conn.execute(stored)).first() is None else "stored"
 
 
+async def asked_by(conn: AsyncConnection, response_id: str) -> tuple[str | None, str | None]:
+    """The end user (keyed hash) and the API key of a stored answer; None for what is not known."""
+    answer = t.interactions.c
+    query = select(answer.end_user, answer.key_id).where(answer.id == response_id)
+    found = (await conn.execute(query)).one_or_none()
+    return (None, None) if found is None else (found.end_user, found.key_id)
+
+
 def from_row(row: Row[Any]) -> Interaction:
     """The answer that a row of `interactions` holds."""
     values = dict(row._mapping)

@@ -289,6 +289,14 @@ idempotency = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
+feedback_token_uses = Table(
+    "feedback_token_uses",
+    metadata,
+    Column("token_id", ID, primary_key=True),
+    Column("key", NAME, primary_key=True),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -18,6 +18,8 @@ from plaudit.wire.feedback import (
     FeedbackBatch,
     FeedbackBatchRequest,
     FeedbackRequest,
+    FeedbackToken,
+    FeedbackTokenRequest,
     Source,
     Tie,
     WrittenText,
@@ -79,6 +81,26 @@ class FeedbackVotes(Resource[D_co]):
         """Many at once. Each is judged on its own: look at the `status` of each result."""
         rows = [_row(item) for item in items]
         return post("/v1/feedback/batch", FeedbackBatch, ask(FeedbackBatchRequest, items=rows))
+
+    @endpoint
+    def token(
+        self, response_id: str, *, keys: Sequence[str] | None = None, expires_in: int | None = None
+    ) -> Call[FeedbackToken]:
+        """A token under which a browser may rate one answer, as the user who asked for it; each key once.
+
+        Every chat whose answer is stored comes with one for the key `thumb`: `answer.feedback_token`.
+
+        Args:
+            response_id: the answer's id.
+            keys: what may be rated; the server's default is `thumb` alone.
+            expires_in: seconds; the server's default is three hours.
+
+        Raises:
+            NotFoundError: there is no such answer.
+            GoneError: it was erased, or was never stored.
+        """
+        body = ask(FeedbackTokenRequest, response_id=response_id, keys=keys, expires_in=expires_in)
+        return post("/v1/feedback/tokens", FeedbackToken, body)
 
     @endpoint
     def list(

@@ -5,11 +5,21 @@ Only the fields that the server itself acts on are declared; everything else pas
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from plaudit.wire.base import JsonObject, Label, Moment, ResponseModel, VersionName
 
 MODEL_PATTERN = r"^policy(@(base|stable|canary|previous|v[1-9][0-9]{0,8}))?$"
+
+
+MAX_STOP_CHARACTERS = 256
+
+StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+
+_TEXT_PARTS = frozenset({"text", "refusal"})
+
+_MAX_ITEMS = {"stop_token_ids": 128, "bad_words": 128, "logit_bias": 1024, "tools": 128}
+"""Of fields that go to the engine unread: how many entries it may be made to look at for each token."""
 
 
 class ChatRequest(BaseModel):
@@ -27,7 +37,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     store: bool | None = True
@@ -41,10 +51,32 @@ class ChatRequest(BaseModel):
     user: Label | None = None
     safety_identifier: Label | None = None
 
+    @field_validator("messages")
+    @classmethod
+    def _are_text(cls, messages: list[JsonObject]) -> list[JsonObject]:
+        for message in messages:
+            content = message.get("content")
+            for part in content if isinstance(content, list) else [content] if isinstance(content, dict) else ():
+                if not isinstance(part, str) and not _is_text(part):
+                    raise ValueError("content parts must be of type text: images, audio and files are not taken")
+        return messages
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> "ChatRequest":
+        for name, bound in _MAX_ITEMS.items():
+            given = (self.model_extra or {}).get(name)
+            if isinstance(given, list | dict) and len(given) > bound:
+                raise ValueError(f"{name} may have at most {bound} entries")
+        return self
+
     def engine_fields(self) -> JsonObject:
         """The body for the engine: what the caller sent, less the fields that are ours."""
         ours = {"model", "store", "train", "metadata", "user", "safety_identifier"}
         return {name: value for name, value in self.model_dump(exclude_unset=True).items() if name not in ours}
+
+
+def _is_text(part: JsonValue) -> bool:
+    return isinstance(part, dict) and part.get("type") in _TEXT_PARTS
 
 
 class SamplingParams(ResponseModel):

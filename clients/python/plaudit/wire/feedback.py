@@ -11,6 +11,9 @@ EventType = Literal["copy", "regenerate", "edit", "abandon", "share"]
 Tie = Literal["good", "bad"]
 
 MAX_BATCH_ITEMS = 1000
+DEFAULT_KEY = "thumb"
+TOKEN_SECONDS = 10_800
+"""How long a feedback token lives unless its maker says otherwise."""
 
 
 def to_vote(value: Any) -> Any:
@@ -47,7 +50,7 @@ class FeedbackRequest(RequestModel):
     """One user's word on one answer. A second one for the same (response, key, end user) replaces the first."""
 
     response_id: ResponseId
-    key: Label = "thumb"
+    key: Label = DEFAULT_KEY
     value: Vote = None
     tags: list[Label] = Field(default_factory=list, max_length=32)
     comment: Text | None = None
@@ -66,6 +69,44 @@ class FeedbackRequest(RequestModel):
     def is_retraction(self) -> bool:
         """Whether the caller said `value: null`, as opposed to saying nothing about it."""
         return "value" in self.model_fields_set and self.value is None
+
+
+class TokenFeedbackRequest(RequestModel):
+    """What a browser says under a feedback token. Whose word it is and of which answer, the token says.
+
+    `response_id` may be repeated; another than the token's is refused.
+    """
+
+    response_id: ResponseId | None = None
+    key: Label = DEFAULT_KEY
+    value: Vote = None
+    tags: list[Label] = Field(default_factory=list, max_length=32)
+    comment: Text | None = None
+    correction: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "TokenFeedbackRequest":
+        if "value" not in self.model_fields_set and self.comment is None and self.correction is None and not self.tags:
+            raise ValueError("give at least one of value, tags, comment, correction (value: null retracts)")
+        return self
+
+
+class FeedbackTokenRequest(RequestModel):
+    """Ask for a token under which a browser may rate one answer, as the user who asked for that answer."""
+
+    response_id: ResponseId
+    keys: list[Label] = Field(default=[DEFAULT_KEY], min_length=1, max_length=8, description="what may be rated")
+    expires_in: int = Field(default=TOKEN_SECONDS, ge=1, le=30 * 86_400, description="seconds")
+
+
+class FeedbackToken(ResponseModel):
+    """A signed token for `POST /v1/feedback/t/{token}`. Each of its keys may be used once."""
+
+    object: Literal["feedback.token"] = "feedback.token"
+    token: str
+    response_id: str
+    keys: list[str]
+    expires_at: Moment
 
 
 class Feedback(ResponseModel):
