@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
-from plaudit_server.routes import chat, feedback, governance, ops, training, versions
+from plaudit_server.routes import chat, feedback, governance, ops, rollouts, training, versions
 from plaudit_server.routes.ops import RELEASE
 from plaudit_server.services import open_services
 from plaudit_server.settings import Settings
@@ -52,8 +52,8 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
     )
     app.add_middleware(RequestShield, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
     install_error_handlers(app)
-    for router in (chat.router, feedback.router, versions.router, training.router, governance.router, ops.router):
-        app.include_router(router)
+    for each in (chat, feedback, versions, rollouts, training, governance, ops):
+        app.include_router(each.router)
     app.include_router(ops.open_router)
     return app
 

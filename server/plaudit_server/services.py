@@ -18,6 +18,7 @@ from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.privacy import Cipher, NoRedaction, PlainCipher, Redactor, hash_end_user
 from plaudit_server.engine.base import Engine
 from plaudit_server.errors import PlauditError, SettingError
+from plaudit_server.rollouts import Rollouts
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
 from plaudit_server.store import Connection, idempotency, keys
@@ -45,6 +46,7 @@ class Services:
     keys: KeyRing
     serving: Serving
     answering: Answering
+    rollouts: Rollouts
     secret: bytes
     redactor: Redactor
     cipher: Cipher
@@ -80,8 +82,10 @@ async def open_services(
         stack.push_async_callback(running.close)
         services = _assemble(settings, telemetry, database, running, secret)
         await services.serving.start()
+        services.rollouts.start()
         stack.push_async_callback(services.answering.close)
         stack.push_async_callback(services.serving.close)
+        stack.push_async_callback(services.rollouts.close)
         yield services
 
 
@@ -105,6 +109,7 @@ def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engi
         answering=Answering(
             engine=engine, serving=serving, log=log, telemetry=telemetry, max_pending=settings.max_pending_chats
         ),
+        rollouts=Rollouts(database, serving, telemetry, tick_s=settings.rollout_tick_s),
         secret=secret,
         redactor=redactor,
         cipher=cipher,

@@ -75,6 +75,15 @@ class Telemetry:
         self.runs = Gauge(
             "plaudit_training_runs", "The newest 100 training runs by state", ["state"], registry=self.registry
         )
+        self.rollout_weight = Gauge(
+            "plaudit_rollout_weight", "Share of users on the candidate; 0 without a rollout", registry=self.registry
+        )
+        self.rollout_e_value = Gauge(
+            "plaudit_rollout_e_value", "Evidence that the candidate is worse: rolled back at 20", registry=self.registry
+        )
+        self.rollout_raters = Gauge(
+            "plaudit_rollout_raters", "Users of the present rollout who voted", ["arm"], registry=self.registry
+        )
         self.leases = Counter("plaudit_leases", "Lease requests by result", ["state"], registry=self.registry)
 
     def render(self) -> bytes:
