@@ -421,3 +421,31 @@ async def test_roles(tmp_path: Path) -> None:
         assert [(await who.get(path)).status_code for who in (viewer, chatter)] == [200, 403]
         assert (await viewer.post(f"{path}/abort")).status_code == 403
         assert (await server.admin.get("/v1/rollouts/rollout_none")).status_code == 404
+
+
+async def test_what_is_proven_meanwhile_does_not_take_the_place_of_what_is_compared_with(tmp_path: Path) -> None:
+    async with serving(tmp_path, auto_promote=True, **QUIET) as server:
+        await server.publish()
+
+        async def serves() -> bool:
+            return (await points(server))["stable"] == "v1"
+
+        await server.until(serves)
+        rollout = await begin(server, "base")  # the base model can be tried again
+        await server.publish()
+        assert (await points(server))["stable"] == "v1"
+        assert (await look(server, rollout))["state"] == "running"
+
+
+async def test_a_candidate_that_can_no_longer_be_proven_is_rolled_back(tmp_path: Path) -> None:
+    async with serving(tmp_path, **QUIET) as server:
+        await server.publish()
+        rollout = await begin(server, auto_rollback=False)
+    engine = FakeEngine()
+    engine.unproven = {"v1"}
+    async with serving(tmp_path, engine, **QUIET) as server:
+        await server.until(lambda: server.state_is("v1", "failed"))
+        await server.services.rollouts.tick()
+        ended = await look(server, rollout)
+        assert (ended["state"], "it is failed and may no longer serve" in ended["reason"]) == ("rolled_back", True)
+        assert set((await arms(server, 6)).values()) == {("stable", "base")}
