@@ -6,10 +6,10 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
-.PHONY: help setup run test check fix unit integration contract e2e demo bench chaos lock clean
+.PHONY: help setup run test check fix unit integration contract e2e demo bench bench-rollout chaos lock clean
 
 help: ## show this list
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml requirements/install.sh requirements/cpu.txt requirements/gpu.txt requirements/model.txt
 	@requirements/install.sh
@@ -54,7 +54,11 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.ppo_speed
 	$(PY) -m benchmarks.staleness
 	$(PY) -m benchmarks.learning_curve
+	$(PY) -m benchmarks.rollout
 	@echo 'with data (see their --help): $(PY) -m benchmarks.reward_model, $(PY) -m benchmarks.tune'
+
+bench-rollout: setup ## canaries simulated by the thousand: how often they judge rightly
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.rollout
 
 lock: setup ## compile requirements/*.in to locks with hashes (needs uv)
 	requirements/lock.sh

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from plaudit.wire.refusals import refuses
 from plaudit_server.chat import Chat
 from plaudit_server.domain.ids import choice_id
 from plaudit_server.domain.moments import now_ms
@@ -101,6 +102,8 @@ class AnswerLog:
             metadata=sealed.metadata,
             ttft_ms=None if first is None else (first - chat.started) * 1000,
             duration_ms=(time.monotonic() - chat.started) * 1000,
+            segment=chat.route.segment,
+            refused=refuses(choice.text),
         )
 
 

@@ -119,6 +119,9 @@ class Answering:
             # The row is there before the caller has the id, so that a vote finds it.
             await recorded
             return chat.branded(answer)
+        except EngineError as error:
+            recorded = recorded or self._record_unbegun(chat, error)
+            raise
         finally:
             self._leave(chat, recorded=recorded is not None)
 
@@ -131,8 +134,8 @@ class Answering:
         try:
             body = self._ask(chat)
             stream = await self._engine.chat_stream(body, version=chat.route.version, request_id=chat.request_id)
-        except BaseException:
-            self._leave(chat, recorded=False)
+        except BaseException as error:
+            self._leave(chat, recorded=self._record_unbegun(chat, error) is not None)
             raise
         events = self._events(chat, stream)
         # A generator that was never begun runs no `finally` when it is closed.
@@ -171,6 +174,12 @@ class Answering:
         body = chat.ask()
         self._telemetry.overhead_seconds.observe(chat.overhead_s)
         return body
+
+    def _record_unbegun(self, chat: Chat, error: BaseException) -> "asyncio.Task[None] | None":
+        """Have a row of an answer that failed before its first word, where a rollout must count it against its arm."""
+        if chat.route.segment is None or not isinstance(error, EngineError) or error.status < 500:
+            return None
+        return self._record(chat, ChatTrace(), "failed")
 
     def _record(self, chat: Chat, trace: ChatTrace, status: AnswerStatus) -> "asyncio.Task[None]":
         self._count(chat, trace, status)

@@ -22,6 +22,7 @@ from plaudit_server.engine.base import Engine
 from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
 from plaudit_server.limits import Limits
+from plaudit_server.rollouts import Rollouts
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
 from plaudit_server.store import Connection, feedback_tokens, idempotency, keys
@@ -52,6 +53,7 @@ class Services:
     tokens: GrantSigner
     serving: Serving
     answering: Answering
+    rollouts: Rollouts
     secret: bytes
     redactor: Redactor
     cipher: Cipher
@@ -93,8 +95,10 @@ async def open_services(
         stack.push_async_callback(running.close)
         services = _assemble(settings, telemetry, database, running, secret)
         await services.serving.start()
+        services.rollouts.start()
         stack.push_async_callback(services.answering.close)
         stack.push_async_callback(services.serving.close)
+        stack.push_async_callback(services.rollouts.close)
         yield services
 
 
@@ -127,6 +131,7 @@ def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engi
             max_pending=settings.max_pending_chats,
             max_pending_key=settings.max_pending_chats_key,
         ),
+        rollouts=Rollouts(database, serving, telemetry, tick_s=settings.rollout_tick_s),
         secret=secret,
         redactor=redactor,
         cipher=cipher,

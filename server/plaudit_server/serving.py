@@ -16,11 +16,11 @@ from plaudit.wire.chat import ModelCard
 from plaudit.wire.versions import AliasName, ProofReport, VersionState
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.records import AliasRow, VersionRow
-from plaudit_server.domain.traffic import Route, resolve
+from plaudit_server.domain.traffic import Route, Split, resolve
 from plaudit_server.domain.versions import BASE, fingerprint, version_number
 from plaudit_server.engine.base import AdapterRef, Engine
 from plaudit_server.errors import EngineError, EngineUnavailable, NotFound, PlauditError, SwapFailed
-from plaudit_server.store import Connection, aliases, versions
+from plaudit_server.store import Connection, aliases, rollouts, versions
 from plaudit_server.store.database import Database
 from plaudit_server.telemetry import Telemetry, log_event
 
@@ -53,6 +53,7 @@ class Serving:
         self._max_resident = max_resident
         self._auto_promote = auto_promote
         self._aliases: dict[AliasName, AliasRow] = {}
+        self._split: Split | None = None
         self._states: dict[str, VersionState] = {BASE: "ready"}
         self._rows: dict[str, VersionRow] = {}
         self._held: Counter[str] = Counter()
@@ -67,8 +68,8 @@ class Serving:
         """Read who serves, and begin the loops."""
         await self.refresh()
         self._tasks = [
-            asyncio.create_task(_forever("aliases", self.refresh, self._sleep_poll)),
-            asyncio.create_task(_forever("residency", self.settle, self._sleep_settle)),
+            asyncio.create_task(forever("aliases", self.refresh, self._sleep_poll)),
+            asyncio.create_task(forever("residency", self.settle, self._sleep_settle)),
         ]
 
     async def close(self) -> None:
@@ -90,12 +91,14 @@ class Serving:
     async def refresh(self) -> None:
         """Read aliases, states and the rows of versions not seen before."""
 
-        async def read(conn: Connection) -> tuple[dict[AliasName, AliasRow], dict[str, VersionState], list[VersionRow]]:
+        async def read(
+            conn: Connection,
+        ) -> tuple[dict[AliasName, AliasRow], dict[str, VersionState], Split | None, list[VersionRow]]:
             states = await versions.states(conn)
             new = [await versions.get(conn, name) for name in states if name not in self._rows]
-            return await aliases.get_all(conn), states, new
+            return await aliases.get_all(conn), states, await rollouts.split(conn), new
 
-        self._aliases, self._states, new = await self._database.read(read)
+        self._aliases, self._states, self._split, new = await self._database.read(read)
         self._rows |= {row.name: row for row in new}
 
     # Routing
@@ -127,7 +130,11 @@ class Serving:
         targets: dict[str, str] = {name: row.version for name, row in self._aliases.items()}
         if model in ("policy", "policy@stable") and self._states.get(self.stable) != "ready":
             raise EngineUnavailable(self._why_not(self.stable), code="stable_unproven", retry_after_s=30)
-        route = resolve(model, aliases=targets, states=self._states, subject=subject)
+        route = resolve(model, aliases=targets, states=self._states, subject=subject, split=self._split)
+        if route.arm == "canary" and not self._engine.is_ready(route.version):
+            # Being loaded again: its users are not kept waiting, and these answers are no sample of either arm.
+            self._wake.set()
+            route = Route(self.stable, "stable")
         self.require(route.version)
         return route
 
@@ -231,13 +238,17 @@ class Serving:
         Raises as `store.aliases.move`, and SwapFailed where the engine cannot prove the version.
         """
         with self._telemetry.span("alias.move", **{"plaudit.alias": name, "plaudit.version": version}):
-            await self._ensure_resident(version)
-            row = await self._database.write(
-                lambda conn: aliases.move(
+            await self.ensure_resident(version)
+
+            async def point(conn: Connection) -> AliasRow:
+                if name == "canary":
+                    await rollouts.check_none(conn)
+                return await aliases.move(
                     conn, name, version, if_match=if_match, actor=actor, reason=reason, now_ms=now_ms(), action=action
                 )
-            )
-            await self._moved(name, "operator")
+
+            row = await self._database.write(point)
+            await self.moved(name, "operator")
             return row
 
     async def rollback(self, to: str, *, actor: str, reason: str) -> AliasRow:
@@ -245,11 +256,11 @@ class Serving:
         previous = self._aliases.get("previous")
         target = previous.version if to == "previous" and previous else to
         with self._telemetry.span("alias.rollback", **{"plaudit.alias": "stable", "plaudit.version": target}):
-            await self._ensure_resident(target)
+            await self.ensure_resident(target)
             row = await self._database.write(
                 lambda conn: aliases.rollback(conn, to, actor=actor, reason=reason, now_ms=now_ms())
             )
-            await self._moved("stable", "rollback")
+            await self.moved("stable", "rollback")
             return row
 
     async def registered(self) -> None:
@@ -257,12 +268,18 @@ class Serving:
         await self.refresh()
         self._wake.set()
 
-    async def _moved(self, name: AliasName, by: str) -> None:
+    async def moved(self, name: AliasName, by: str) -> None:
+        """An alias was moved here by `by`: follow at once."""
         self._telemetry.alias_moves.labels(name, by).inc()
         await self.refresh()
         self._wake.set()
 
-    async def _ensure_resident(self, version: str) -> None:
+    async def ensure_resident(self, version: str) -> None:
+        """Load and prove a version that is to serve, unless the engine holds it or is down.
+
+        Raises:
+            SwapFailed: the engine cannot prove it.
+        """
         if self._states.get(version) != "ready":  # it may have become so a moment ago, and the move below would see it
             await self.refresh()
         # With the engine down there is nothing to wait for: it will load what the aliases name before it serves.
@@ -323,6 +340,8 @@ class Serving:
             stable = (await aliases.get_all(conn))["stable"]
             if not (proof.passed and self._auto_promote and stable.version == row.parent):
                 return False
+            if await rollouts.live(conn) is not None:  # it must not lose what it is compared with
+                return False
             await aliases.move(
                 conn,
                 "stable",
@@ -371,7 +390,8 @@ class Serving:
         self._telemetry.forget_retired(self.current())
 
 
-async def _forever(name: str, tick: Callable[[], Awaitable[None]], rest: Callable[[], Awaitable[None]]) -> None:
+async def forever(name: str, tick: Callable[[], Awaitable[None]], rest: Callable[[], Awaitable[None]]) -> None:
+    """Tick and rest until cancelled, whatever a tick raises."""
     while True:
         try:
             await tick()

@@ -56,6 +56,11 @@ class Settings(BaseSettings):
         default=None, description="may an exchange be learnt from when the request does not say? Production must set it"
     )
     auto_promote: bool = Field(default=False, description="promote every proven version at once")
+    rollout_tick_s: float = Field(
+        default=5,
+        gt=0,
+        description="seconds between two looks at a rollout's evidence; more where one look takes long",
+    )
     vote_max_age_days: int = Field(default=30, ge=1, description="older votes are kept, marked `trainable: false`")
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="largest request body")
     max_pending_chats: int = Field(default=256, ge=1, description="chats in flight beyond which the answer is 503")

@@ -46,6 +46,7 @@ class Telemetry:
         self._count_chats()
         self._count_swaps()
         self._gauge_training()
+        self._gauge_rollouts()
         ProcessCollector(registry=self.registry)
 
     def _count_requests(self) -> None:
@@ -186,6 +187,17 @@ class Telemetry:
             registry=self.registry,
         )
         self.leases = Counter("plaudit_leases", "Lease requests by result", ["state"], registry=self.registry)
+
+    def _gauge_rollouts(self) -> None:
+        self.rollout_weight = Gauge(
+            "plaudit_rollout_weight", "Share of users on the candidate; 0 without a rollout", registry=self.registry
+        )
+        self.rollout_e_value = Gauge(
+            "plaudit_rollout_e_value", "Evidence that the candidate is worse: rolled back at 20", registry=self.registry
+        )
+        self.rollout_raters = Gauge(
+            "plaudit_rollout_raters", "Users of the present rollout who voted", ["arm"], registry=self.registry
+        )
 
     def span(self, name: str, **attributes: str | float | bool) -> AbstractContextManager[object]:
         """A span of the trace that the caller is in; nothing at all where traces are off. Never text of users."""

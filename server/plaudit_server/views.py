@@ -7,6 +7,7 @@ from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams, StoredCompletion
 from plaudit.wire.feedback import Comparison, Event, Feedback
 from plaudit.wire.ops import Key
+from plaudit.wire.rollouts import GuardrailsShown, Rollout, RolloutReport, StepShown
 from plaudit.wire.training import (
     Batch,
     LeaseState,
@@ -31,6 +32,7 @@ from plaudit_server.domain.records import (
     LeasedRecord,
     LineageData,
     MetricPoint,
+    RolloutRow,
     RunRow,
     StoredComparison,
     StoredEvent,
@@ -164,6 +166,30 @@ def alias(row: AliasRow) -> Alias:
     """An alias."""
     return Alias(
         name=row.name, version=row.version, etag=row.etag, updated_at=to_moment(row.updated_at_ms), reason=row.reason
+    )
+
+
+def rollout(row: RolloutRow, report: RolloutReport | None = None) -> Rollout:
+    """A rollout; `report` of now in place of the one that was kept."""
+    return Rollout(
+        id=row.id,
+        candidate=row.candidate,
+        stable=row.stable,
+        state=row.state,
+        step=row.step,
+        weight=row.weight,
+        steps=[StepShown(**step.model_dump()) for step in row.steps],
+        min_raters=row.min_raters,
+        max_duration=row.max_duration_ms / 1000,
+        guardrails=GuardrailsShown(**row.guardrails.model_dump()),
+        auto_promote=row.auto_promote,
+        auto_rollback=row.auto_rollback,
+        created_at=to_moment(row.created_at_ms),
+        updated_at=to_moment(row.updated_at_ms),
+        ended_at=None if row.ended_at_ms is None else to_moment(row.ended_at_ms),
+        actor=row.actor,
+        reason=row.reason,
+        report=report or row.report,
     )
 
 

@@ -12,8 +12,10 @@ from sqlalchemy import Connection, event, inspect
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from plaudit.wire.rollouts import RolloutCreate, RolloutStep
 from plaudit.wire.training import AckRequest, FailRequest, HeartbeatRequest, RunUpdate
 from plaudit_server.domain.records import StoredEvent
+from plaudit_server.domain.rollouts import assess
 from plaudit_server.store import (
     aliases,
     audit,
@@ -25,6 +27,7 @@ from plaudit_server.store import (
     interactions,
     keys,
     leases,
+    rollouts,
     runs,
     versions,
 )
@@ -102,6 +105,7 @@ async def test_every_statement_of_the_store_compiles_for_postgresql(tmp_path: Pa
 async def _use_everything(database: Database) -> None:
     await _use_answers(database)
     await _use_training(database)
+    await _use_rollouts(database)
     await _use_the_rest(database)
 
 
@@ -160,6 +164,24 @@ async def _use_training(database: Database) -> None:
 
 async def _run_of(conn: Any, name: str) -> Any:
     return await runs.get(conn, (await versions.get(conn, name)).run_id or "")
+
+
+async def _use_rollouts(database: Database) -> None:
+    steps = [RolloutStep(weight=0.2), RolloutStep(weight=0.5)]
+    for state in ("promoted", "rolled_back"):
+        request = RolloutCreate(candidate=await publish(database), steps=steps)
+        row = await database.write(lambda conn, r=request: rollouts.create(conn, r, actor="key_1", now_ms=NOW))
+        await database.read(rollouts.split)
+        report = assess(row, await database.read(lambda conn, r=row: rollouts.evidence(conn, r)), now_ms=NOW)
+        for change in (rollouts.pause, rollouts.resume):
+            now = await database.read(lambda conn, r=row: rollouts.get(conn, r.id))
+            await database.write(lambda conn, r=now, c=change: c(conn, r, actor="key_1", reason=None, now_ms=NOW))
+        now = await database.read(lambda conn, r=row: rollouts.get(conn, r.id))
+        await database.write(lambda conn, r=now, f=report: rollouts.advance(conn, r, f, actor="rollout", now_ms=NOW))
+        now = await database.read(lambda conn, r=row: rollouts.get(conn, r.id))
+        end = {"report": report, "actor": "rollout", "reason": "test", "now_ms": NOW}
+        await database.write(lambda conn, r=now, s=state, e=end: rollouts.finish(conn, r, s, **e))
+    await database.read(lambda conn: rollouts.page(conn, after="x"))
 
 
 async def _use_the_rest(database: Database) -> None:

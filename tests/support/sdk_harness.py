@@ -121,6 +121,27 @@ def alias_json(name: str = "stable", version: str = "v1", etag: str = "7") -> di
     return {"object": "alias", "name": name, "version": version, "etag": etag, "updated_at": moved}
 
 
+def rollout_json(**changes: Any) -> dict[str, Any]:
+    """A running rollout, as the server sends it."""
+    rollout = {"id": "rollout_1", "candidate": "v2", "stable": "v1", "state": "running", "step": 0, "weight": 0.2}
+    rollout |= {"steps": [{"weight": 0.2}, {"weight": 0.5}], "min_raters": 100, "max_duration": 3600.0}
+    rollout |= {"guardrails": {}, "auto_promote": False, "auto_rollback": True, "actor": "admin"}
+    rollout |= {"created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z"}
+    return rollout | changes
+
+
+def rollout_report_json() -> dict[str, Any]:
+    """How a rollout stands."""
+    stable = {"version": "v1", "exposed": 400, "raters": 240, "up": 190, "down": 50, "up_rate": 0.79}
+    canary = {"version": "v2", "exposed": 80, "raters": 60, "up": 48, "down": 12, "up_rate": 0.8}
+    guard = {"name": "errors", "state": "ok", "stable": 0.01, "canary": 0.02, "excess": 0.01, "low": -0.03}
+    guard |= {"bound": 0.02, "users_stable": 400, "users_canary": 80}
+    report = {"at": "2026-01-02T03:04:05Z", "decision": "hold", "automatic": False, "e_value": 0.7, "e_bound": 20.0}
+    report |= {"words": "Hold: 60 of 100 raters on v2.", "sample_ratio_e_value": 0.4, "sample_ratio_ok": True}
+    report |= {"difference": 0.01, "difference_low": -0.09, "margin": 0.05, "stable": stable, "canary": canary}
+    return report | {"segments": [], "guardrails": [guard]}
+
+
 def run_json(**changes: Any) -> dict[str, Any]:
     """A run as the server sends it."""
     moment = "2026-01-02T03:04:05Z"

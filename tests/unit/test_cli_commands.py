@@ -59,6 +59,10 @@ class Server:
             "GET /v1/feedback/fb_1": h.feedback_json(value=None, retracted=True),
             "GET /v1/keys/self": {"object": "key.own", "id": "key_1", "name": "ops", "roles": ["admin"]},
             f"DELETE /v1/chat/completions/{h.ANSWER_ID}": {"id": h.ANSWER_ID, "object": "chat.completion.deleted"},
+            "GET /v1/rollouts": h.page_json([h.rollout_json()]),
+            "GET /v1/rollouts/rollout_1": h.rollout_json(report=h.rollout_report_json()),
+            "POST /v1/rollouts": h.rollout_json(),
+            "POST /v1/rollouts/rollout_1/abort": h.rollout_json(state="aborted", reason="no use"),
             "POST /v1/chat/completions": talk,
         } | routes
         self.requests: list[httpx.Request] = []
@@ -136,6 +140,10 @@ def test_a_version_is_shown_with_its_gate_and_its_proof() -> None:
         ("versions", "show", "v2", "--json"),
         ("promote", "v2", "--json"),
         ("rollback", "--yes", "--json"),
+        ("rollouts", "list", "--json"),
+        ("rollouts", "show", "--json"),
+        ("rollouts", "start", "v2", "--json"),
+        ("rollouts", "abort", "--json"),
         ("runs", "--json"),
         ("runs", "show", "run_1", "--json"),
         ("rate", h.ANSWER_ID, "up", "--json"),
@@ -390,3 +398,32 @@ def test_the_doctor_without_a_server_checks_what_it_can(monkeypatch: pytest.Monk
 def test_the_doctor_finds_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit.cli.doctor.FREE_BYTES_NEEDED", 1 << 60)
     assert doctor(Server())["disk"]["ok"] is False
+
+
+def test_a_rollout_is_shown_with_its_verdict() -> None:
+    shown = run(Server(), "rollouts", "show").stdout
+    assert re.search(r"^candidate +v2 against v1$", shown, re.MULTILINE)
+    assert re.search(r"^share +20 % \(step 1 of 2\)$", shown, re.MULTILINE)
+    assert re.search(r"^verdict +Hold: 60 of 100 raters on v2", shown, re.MULTILINE)
+    assert re.search(r"^difference +\+1\.0 points, at least -9\.0$", shown, re.MULTILINE)
+    assert re.search(r"^canary +v2 +80 +60 +48 +12 +80 % *$", shown, re.MULTILINE)
+    assert re.search(r"^errors +ok +0\.01 +0\.02 +0\.02 +400 and 80 *$", shown, re.MULTILINE)
+
+
+def test_a_rollout_is_begun_with_its_steps() -> None:
+    server = Server()
+    run(server, "rollouts", "start", "v2", "--step", "0.1:60", "--step", "0.5", "--auto-promote")
+    (sent,) = server.sent("/v1/rollouts")
+    assert [(step["weight"], step.get("min_seconds")) for step in sent["steps"]] == [(0.1, 60), (0.5, None)]
+    assert (sent["candidate"], sent["auto_promote"], sent["auto_rollback"]) == ("v2", True, True)
+    bad = run(server, "rollouts", "start", "v2", "--step", "half")
+    assert (bad.exit_code, "'half' is no step" in bad.stderr) == (2, True)
+
+
+def test_a_verb_goes_to_the_newest_rollout_or_to_the_one_that_is_named() -> None:
+    server = Server()
+    assert "aborted" in run(server, "rollouts", "abort", "--reason", "no use").stdout
+    run(server, "rollouts", "abort", "rollout_1")
+    assert server.sent("/v1/rollouts/rollout_1/abort") == [{"reason": "no use"}, {}]
+    none = run(Server(**{"GET /v1/rollouts": h.page_json([])}), "rollouts", "abort")
+    assert (none.exit_code, "no rollout yet" in none.stderr) == (2, True)

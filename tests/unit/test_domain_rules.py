@@ -9,7 +9,7 @@ from plaudit_server.domain import feedback as rules
 from plaudit_server.domain.ids import choice_id, completion_of, minted_at_ms, new_completion_id, new_id
 from plaudit_server.domain.moments import DAY_MS, now_ms, to_moment, to_ms
 from plaudit_server.domain.records import Fate
-from plaudit_server.domain.traffic import Route, in_share, resolve
+from plaudit_server.domain.traffic import Route, Split, in_share, resolve
 from plaudit_server.domain.versions import (
     check_servable,
     check_transition,
@@ -139,7 +139,8 @@ VERSIONS: dict[str, VersionState] = {"base": "ready", "v1": "ready", "v2": "read
 
 def _resolve(model: str, *, canary: str | None = "v2", subject: str | None = None, share: float = 0.0) -> Route:
     aliases = {"stable": "v1", "previous": "base"} | ({"canary": canary} if canary else {})
-    return resolve(model, aliases=aliases, states=VERSIONS, subject=subject, canary_share=share)
+    split = Split("rollout_1", 7, canary, share, "v1") if canary and share else None
+    return resolve(model, aliases=aliases, states=VERSIONS, subject=subject, split=split)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,22 @@ def test_no_canary_is_not_found_when_asked_for_and_ignored_otherwise() -> None:
 
 def test_a_canary_that_is_not_ready_gets_no_users() -> None:
     assert _resolve("policy", canary="v3", subject="eu_1", share=1.0) == Route("v1", "stable")
+
+
+def test_only_an_arm_that_was_drawn_is_a_sample() -> None:
+    users = [_resolve("policy", subject=f"eu_{i}", share=0.5) for i in range(50)]
+    assert {(r.version, r.arm, r.segment) for r in users} == {("v1", "stable", 7), ("v2", "canary", 7)}
+    unready = [_resolve("policy", canary="v3", subject=f"eu_{i}", share=0.5) for i in range(50)]
+    assert {(r.version, r.arm, r.segment) for r in unready} == {("v1", "stable", 7), ("v1", "stable", None)}
+    assert _resolve("policy@canary", subject="eu_1", share=0.5).segment is None
+    assert _resolve("policy", subject=None, share=0.5).segment is None
+
+
+def test_a_rollout_that_compares_with_another_stable_version_divides_nobody() -> None:
+    split = Split("rollout_1", 7, "v2", 0.95, "base")
+    for i in range(50):
+        found = resolve("policy", aliases={"stable": "v1"}, states=VERSIONS, subject=f"eu_{i}", split=split)
+        assert found == Route("v1", "stable")
 
 
 def test_users_stick_to_their_arm_and_the_share_is_kept() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy.stats import sem, t
 
+from plaudit.wire.refusals import refuses
 from plaudit.wire.versions import GateReport
 from plaudit_trainer import gate, gate_checks
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
 from plaudit_trainer.quality import Figure, Quality
-from plaudit_trainer.refusals import refuses
 from plaudit_trainer.reward_model import RewardModel
 from plaudit_trainer.rewarding import Independent, Rewards
 from tests.support.tiny_models import END, stir, tiny_backbone

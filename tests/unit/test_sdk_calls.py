@@ -9,6 +9,7 @@ import pytest
 
 from plaudit import AsyncPlaudit, InvalidRequestError, Plaudit, VersionRefusedError, WaitTimeoutError
 from plaudit.wire.feedback import FeedbackRequest, WrittenText
+from plaudit.wire.rollouts import RolloutStep
 from plaudit.wire.training import GeneratePrompt, TokenSequence
 from plaudit.wire.versions import GateReport
 from tests.support import sdk_harness as h
@@ -118,6 +119,31 @@ CALLS: list[Row] = [
         "/v1/versions/v1/promote",
         {"reason": "better"},
         h.alias_json(),
+    ),
+    (
+        "start a rollout",
+        lambda c: c.rollouts.start("v2", [0.1, RolloutStep(weight=0.5, min_seconds=60)], min_raters=50),
+        "POST",
+        "/v1/rollouts",
+        {
+            "candidate": "v2",
+            "steps": [{"weight": 0.1}, {"weight": 0.5, "min_seconds": 60.0}],
+            "min_raters": 50,
+        },
+        h.rollout_json(),
+    ),
+    ("rollouts", lambda c: c.rollouts.list(limit=3), "GET", "/v1/rollouts?limit=3", None, h.page_json([])),
+    ("rollout", lambda c: c.rollouts.get("rollout_1"), "GET", "/v1/rollouts/rollout_1", None, h.rollout_json()),
+    *(
+        (
+            f"{verb} a rollout",
+            lambda c, verb=verb: getattr(c.rollouts, verb)("rollout_1", "why"),
+            "POST",
+            f"/v1/rollouts/rollout_1/{verb}",
+            {"reason": "why"},
+            h.rollout_json(),
+        )
+        for verb in ("promote", "pause", "resume", "abort")
     ),
     ("rollback", lambda c: c.rollback("v1"), "POST", "/v1/rollback", {"to": "v1"}, h.alias_json()),
     (

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from plaudit.wire.refusals import refuses
 from plaudit.wire.versions import GateCheck, GateReport
 from plaudit_trainer import gate_checks as checks
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.gate_checks import PromptFigures
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Encoded, Exchange
-from plaudit_trainer.refusals import refuses
 from plaudit_trainer.rewarding import Rewards
 from plaudit_trainer.rollouts import end_tokens
 

@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 from plaudit.wire.base import JsonObject
 from plaudit.wire.feedback import EventType, Source, Tie
 from plaudit.wire.ops import Role
+from plaudit.wire.rollouts import Guardrails, RolloutReport, RolloutState, RolloutStep
 from plaudit.wire.training import BatchState, RunState
 from plaudit.wire.versions import AliasName, GateReport, ProofReport, VersionState
 from plaudit_server.domain.privacy import SealedContent, SealedExchange, SealedText, SealedTokens
@@ -30,7 +31,10 @@ class Rows(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One answer to one prompt (a request with n > 1 has n of them)."""
+    """One answer to one prompt (a request with n > 1 has n of them).
+
+    `segment` is the stretch of a rollout whose weight chose the arm; None outside of rollouts.
+    """
 
     id: str
     request_id: str
@@ -56,6 +60,8 @@ class Interaction:
     ttft_ms: float | None = None
     duration_ms: float | None = None
     consumed_by: str | None = None
+    segment: int | None = None
+    refused: bool | None = None
 
     @property
     def sealed(self) -> SealedExchange:
@@ -276,6 +282,49 @@ class AliasRow:
     updated_at_ms: int
     actor: str
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """A rollout. `segment` is its present (or last) stretch of constant weight; `stable_etag` names who was stable.
+
+    `paused_ms` was spent in pauses that are over. `revision` counts the changes of state and step: whoever acts on what
+    they read compares it.
+    """
+
+    id: str
+    candidate: str
+    stable: str
+    stable_etag: str
+    state: RolloutState
+    step: int
+    steps: list[RolloutStep]
+    min_raters: int
+    max_duration_ms: int
+    guardrails: Guardrails
+    auto_promote: bool
+    auto_rollback: bool
+    created_at_ms: int
+    updated_at_ms: int
+    ended_at_ms: int | None
+    paused_at_ms: int | None
+    paused_ms: int
+    actor: str
+    reason: str | None
+    report: RolloutReport | None
+    revision: int
+    segment: int
+    segment_started_at_ms: int
+
+    @property
+    def weight(self) -> float:
+        """The share of users that the candidate serves now."""
+        return self.steps[self.step].weight if self.is_live else 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it still assigns users to arms."""
+        return self.state in ("running", "paused")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,25 @@ _ALIASES = ("stable", "canary", "previous")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who answers. `pinned` answers are left out of a rollout's statistics: their users chose for themselves."""
+    """Who answers. `pinned` answers are left out of a rollout's statistics: their users chose for themselves.
+
+    `segment` is the rollout's that drew the arm. It is None where nothing was drawn: then the answer is no sample.
+    """
 
     version: str
     arm: Arm
+    segment: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A rollout that is under way: who is tried, on which share of the users, in which segment of constant share."""
+
+    rollout: str
+    segment: int
+    candidate: str
+    share: float
+    stable: str
 
 
 def resolve(
@@ -25,7 +40,7 @@ def resolve(
     aliases: Mapping[str, str],
     states: Mapping[str, VersionState],
     subject: str | None = None,
-    canary_share: float = 0.0,
+    split: Split | None = None,
 ) -> Route:
     """Find the version that a chat's `model` asks for.
 
@@ -34,7 +49,8 @@ def resolve(
         aliases: where each alias points now; `stable` is always there.
         states: the state of every version that could be named.
         subject: hash of whom to assign stickily; None is always served by `stable`.
-        canary_share: share of subjects, 0 to 1, that plain `policy` serves by the canary.
+        split: the rollout that divides the users of plain `policy`. A candidate that is not ready answers nobody; who
+            would have been its users are served by `stable`, and their answers are no sample of it.
 
     Raises:
         NotFound: there is no such model, alias or version, or it is not ready.
@@ -44,10 +60,14 @@ def resolve(
         raise NotFound(f"There is no model {model!r}. Try policy, policy@base or policy@v1.", code="model_not_found")
     if wanted:
         return Route(_ready(_target(wanted, aliases), states), "pinned")
-    canary = aliases.get("canary")
-    if canary and subject and states.get(canary) == "ready" and in_share(canary, subject, canary_share):
-        return Route(canary, "canary")
-    return Route(_ready(_target("stable", aliases), states), "stable")
+    stable = _ready(_target("stable", aliases), states)
+    if split is None or subject is None or split.stable != stable:
+        return Route(stable, "stable")
+    if not in_share(split.rollout, subject, split.share):
+        return Route(stable, "stable", split.segment)
+    if states.get(split.candidate) != "ready":
+        return Route(stable, "stable")
+    return Route(split.candidate, "canary", split.segment)
 
 
 def in_share(rollout: str, subject: str, share: float) -> bool:

@@ -74,6 +74,17 @@ async def rollback(conn: AsyncConnection, to: str, *, actor: str, reason: str, n
     return await move(conn, "stable", version, actor=actor, reason=reason, now_ms=now_ms, action="rollback")
 
 
+async def withdraw_canary(conn: AsyncConnection, *, actor: str, reason: str | None, now_ms: int) -> None:
+    """Point `canary` at what is stable: nobody is tried any more. Whatever state that is in, it serves already."""
+    known = await get_all(conn)
+    now, stable = known.get("canary"), known["stable"].version
+    if now is None or now.version == stable:
+        return
+    await _point(conn, "canary", stable, known, actor=actor, reason=reason, now_ms=now_ms)
+    detail: JsonObject = {"from": now.version, "to": stable, "reason": reason}
+    await audit.append(conn, actor=actor, action="alias.move", subject="canary", detail=detail, now_ms=now_ms)
+
+
 def _check_match(name: AliasName, now: AliasRow | None, if_match: str | None) -> None:
     etag = now.etag if now else "0"
     if if_match is not None and if_match.removeprefix("W/").strip('" ') not in ("*", etag):

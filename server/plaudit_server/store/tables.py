@@ -65,8 +65,19 @@ interactions = Table(
     Column("ttft_ms", Float),
     Column("duration_ms", Float),
     Column("consumed_by", ID),
+    Column("segment", COUNTER),
+    Column("refused", Boolean),
     Index(None, "version", "id"),
     Index(None, "end_user", "id"),
+)
+# Only answers that a rollout drew an arm for: all others cost this index nothing.
+Index(
+    None,
+    interactions.c.segment,
+    interactions.c.end_user,
+    interactions.c.arm,
+    sqlite_where=interactions.c.segment.is_not(None),
+    postgresql_where=interactions.c.segment.is_not(None),
 )
 
 # A copy of `interactions.metadata` to filter by: JSON path operators differ between databases, and cannot be indexed.
@@ -194,6 +205,48 @@ aliases = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("actor", NAME, nullable=False),
     Column("reason", Text),
+)
+
+# `live` is 1 while the rollout is running or paused, else NULL: unique, so that there is one at most. `segment` and
+# `segment_started_at` are those of the newest row of `rollout_segments`. `revision` counts changes of state and step.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("live", Integer, unique=True),
+    Column("candidate", VERSION, ForeignKey("versions.name"), nullable=False),
+    Column("stable", VERSION, ForeignKey("versions.name"), nullable=False),
+    Column("stable_etag", Integer, nullable=False),
+    Column("state", STATE, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("steps", JSON_VALUE, nullable=False),
+    Column("min_raters", Integer, nullable=False),
+    Column("max_duration_ms", BigInteger, nullable=False),
+    Column("guardrails", JSON_VALUE, nullable=False),
+    Column("auto_promote", Boolean, nullable=False),
+    Column("auto_rollback", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("paused_at", BigInteger),
+    Column("paused_ms", BigInteger, nullable=False),
+    Column("actor", NAME, nullable=False),
+    Column("reason", Text),
+    Column("report", JSON_VALUE),
+    Column("revision", Integer, nullable=False),
+    Column("segment", COUNTER, nullable=False),
+    Column("segment_started_at", BigInteger, nullable=False),
+)
+
+# Stretches of constant weight. Ids grow with time, so a user's smallest is the first.
+rollout_segments = Table(
+    "rollout_segments",
+    metadata,
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
+    Column("rollout_id", ID, ForeignKey("rollouts.id"), nullable=False, index=True),
+    Column("weight", Float, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 # `held_by` is the worker while the lease is live, else NULL: unique, so that a worker holds one batch at most.
