@@ -26,6 +26,9 @@ _NO_RATIO = 1e-6
 """A ratio that never differs from 1 by more is rounding, not an update."""
 _ROUNDING = 1.001
 """Two passes over the same answers agree on their KL within this factor."""
+_HEADROOM = 0.85
+"""Training reckons the KL on answers of the parent, the gate on the candidate's own, where it came out up to a tenth
+larger: what goes up to the ceiling here is refused there."""
 
 
 class PPO:
@@ -317,11 +320,12 @@ def answer_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
 
 
 def kl_bound(data: PolicyData, config: TrainerConfig) -> float:
-    """Nats an answer that training may not exceed: the ceiling, or the parent's own distance, from which it may return.
+    """Nats an answer that training may not exceed: just below the ceiling, or the parent's own distance, from which it
+    may return.
 
     What lies above the ceiling in the end is for the gate to refuse.
     """
-    return max(config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
+    return max(_HEADROOM * config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
 
 
 def first_coefficient(data: PolicyData, config: TrainerConfig) -> float:
