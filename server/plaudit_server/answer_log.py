@@ -58,7 +58,7 @@ class AnswerLog:
                 await interactions.add_tombstone(conn, response_id, "store: false", now_ms=now_ms())
 
         try:
-            await self._database.write(write)
+            await self._database.write(write, touching=chat.response_ids)
         except PlauditError as error:
             self._telemetry.unrecorded.inc(len(chat.response_ids))
             log_event(logger, logging.ERROR, "answer.unrecorded", request_id=chat.request_id, reason=error.message)

@@ -1,6 +1,6 @@
 """Every table. Times are milliseconds since 1970 UTC; texts of people are sealed bytes (`domain.privacy`).
 
-Nothing here is SQLite's own: the same definitions make the PostgreSQL schema, which a test compiles.
+Nothing here is SQLite's own: the same definitions make the PostgreSQL schema.
 """
 
 from sqlalchemy import (
@@ -277,7 +277,7 @@ keys = Table(
     Column("revoked_at", BigInteger),
 )
 
-# `status` and `body` are NULL while the first request is under way.
+# `status` and `body` are NULL while the first request is under way; `holder` is the server that does it.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -287,6 +287,15 @@ idempotency = Table(
     Column("status", Integer),
     Column("body", LargeBinary),
     Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("holder", ID),
+)
+
+# What all servers on one database must agree on, such as the fingerprint of the key that end users are hashed with.
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", ID, primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 audit = Table(
