@@ -54,6 +54,7 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.ppo_speed
 	$(PY) -m benchmarks.staleness
 	$(PY) -m benchmarks.learning_curve
+	$(PY) -m benchmarks.store
 	@echo 'with data (see their --help): $(PY) -m benchmarks.reward_model, $(PY) -m benchmarks.tune'
 
 lock: setup ## compile requirements/*.in to locks with hashes (needs uv)

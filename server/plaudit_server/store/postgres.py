@@ -252,6 +252,10 @@ def _engine(address: URL, size: int, isolation: str) -> AsyncEngine:
         "lock_timeout": f"{round(_WAIT_S * 1000)}ms",
         # A server that hangs in the middle of a write must not stop all others for ever.
         "idle_in_transaction_session_timeout": f"{round(2000 * _WAIT_S)}ms",
+        # Every query has an index made for it. A plan that reads a whole table looks cheap while the table is small, or
+        # was when it was last analysed; it grows with the table.
+        "enable_seqscan": "off",
+        "random_page_cost": "1.1",
         "jit": "off",  # the queries are short, and so is what the driver asks of the catalogue
     }
     return create_async_engine(

@@ -69,6 +69,14 @@ interactions = Table(
     Index(None, "end_user", "id"),
 )
 
+# Prompts of the log are drawn from these, newest first. Without it a log of little consent would be read end to end.
+Index(
+    "ix_interactions_learnable",
+    interactions.c.created_at,
+    sqlite_where=interactions.c.train_consent.is_(True),
+    postgresql_where=interactions.c.train_consent.is_(True),
+)
+
 # A copy of `interactions.metadata` to filter by: JSON path operators differ between databases, and cannot be indexed.
 # Values are not in the index: PostgreSQL refuses index rows of more than a third of a page.
 interaction_metadata = Table(
@@ -88,6 +96,7 @@ tombstones = Table(
     Column("fate", STATE, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
+    Index(None, "fate", "response_id"),
 )
 
 # No foreign key to the answer: a vote may come before the answer's row. `end_user` is '' for nobody in particular,
@@ -156,7 +165,7 @@ events = Table(
     "events",
     metadata,
     Column("id", ID, primary_key=True),
-    Column("response_id", ID, nullable=False, index=True),
+    Column("response_id", ID, nullable=False),
     Column("type", STATE, nullable=False),
     Column("new_response_id", ID),
     Column("end_user", ID),
@@ -164,6 +173,7 @@ events = Table(
     Column("received_at", BigInteger, nullable=False),
     Column("spent", Boolean, nullable=False, server_default=false()),
     Index(None, "type", "spent"),
+    Index(None, "response_id", "type"),
 )
 
 versions = Table(
