@@ -48,8 +48,12 @@ async def mint_first_keys(folder: Path, database: Database) -> None:
     """Leave a key of an admin and one of a trainer in the data folder, at the first start."""
     for name, role in _MINTED_AT_START:
         known = read_secret(folder / f"{name}.key")
-        if known is None or await database.read(lambda conn, known=known: keys.find(conn, known)) is None:
+        if known is None or not await _is_live(database, known):
             await _mint(folder / f"{name}.key", name, role, database)
+
+
+async def _is_live(database: Database, secret: str) -> bool:
+    return await database.read(lambda conn: keys.find(conn, secret)) is not None
 
 
 async def _mint(path: Path, name: str, role: Role, database: Database) -> None:
