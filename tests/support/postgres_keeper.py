@@ -28,6 +28,7 @@ def main(folder: str, run: int, command: list[str], user: str | None) -> None:
         server.send_signal(signal.SIGINT)  # fast: it does not wait for clients
     server.wait()
     shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
