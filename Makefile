@@ -55,6 +55,7 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.staleness
 	$(PY) -m benchmarks.learning_curve
 	$(PY) -m benchmarks.rollout
+	$(PY) -m benchmarks.store
 	@echo 'with data (see their --help): $(PY) -m benchmarks.reward_model, $(PY) -m benchmarks.tune'
 
 bench-rollout: setup ## canaries simulated by the thousand: how often they judge rightly

@@ -1,4 +1,4 @@
-"""`python -m plaudit_server serve | openapi | up`. Arguments are read before anything heavy is imported."""
+"""`python -m plaudit_server serve | openapi | up | migrate`. Arguments are read before anything heavy is imported."""
 
 import argparse
 import os
@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = _settings()
     if isinstance(settings, str):
         return _refuse(settings)
+    if command == "migrate":
+        return _migrate(settings)
     if command == "up":
         from plaudit_server.supervisor import up
 
@@ -33,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve the API; starts the engine as a child")
     commands.add_parser("openapi", help="print the OpenAPI document")
+    commands.add_parser("migrate", help="bring the database to this release's schema, as every start does; then end")
     commands.add_parser("up", help="server, engine and trainer together, until Ctrl-C")
     return parser
 
@@ -79,6 +82,28 @@ def _serve(settings: "Settings") -> int:
         run(settings)
     except (SettingError, DatabaseUnusable) as error:
         return _refuse(error.message)
+    return 0
+
+
+def _migrate(settings: "Settings") -> int:
+    import asyncio
+
+    from plaudit_server.store.database import Database, DatabaseUnusable, sqlite_url
+
+    url = settings.database_url or sqlite_url(settings.data / "plaudit.db")
+
+    async def migrate() -> str:
+        database = await Database.open(url, connections=settings.database_connections)
+        try:
+            return await database.schema()
+        finally:
+            await database.close()
+
+    try:
+        revision = asyncio.run(migrate())
+    except DatabaseUnusable as error:
+        return _refuse(error.message)
+    sys.stdout.write(f"the database has schema {revision}, which this release needs\n")
     return 0
 
 

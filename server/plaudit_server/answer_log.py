@@ -65,7 +65,7 @@ class AnswerLog:
 
         try:
             with self._telemetry.span("answers.write", **{"plaudit.version": chat.route.version}):
-                await self._database.write(write)
+                await self._database.write(write, touching=chat.response_ids)
         except PlauditError as error:
             self._telemetry.unrecorded.inc(len(chat.response_ids))
             log_event(logger, logging.ERROR, "answer.unrecorded", request_id=chat.request_id, reason=error.message)

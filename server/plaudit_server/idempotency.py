@@ -42,22 +42,27 @@ async def answer_once(request: Request, scope: str, body: bytes, answer: Callabl
     if not 0 < len(key) <= _MAX_KEY or not key.isascii() or not key.isprintable():
         raise BadRequest(f"Idempotency-Key must be 1 to {_MAX_KEY} printable ASCII characters.", code="idempotency_key")
     services: Services = request.app.state.services
+    claim = f"{scope} {key}"
     # Keyed: an unkeyed hash of a short prompt could be guessed.
     body_hash = hmac.new(services.secret, b"body:" + body, hashlib.sha256).hexdigest()
     saved = await services.database.write(
-        lambda conn: idempotency.begin(conn, scope=scope, key=key, body_hash=body_hash, now_ms=now_ms())
+        lambda conn: idempotency.begin(
+            conn, scope=scope, key=key, body_hash=body_hash, now_ms=now_ms(), holder=services.server_id
+        ),
+        touching=[claim],
     )
     if saved is not None:
         return _replay(saved, services)
     try:
         response = await answer()
     except BaseException:
-        await _settle(services, lambda conn: idempotency.abandon(conn, scope=scope, key=key))
+        await _settle(services, claim, lambda conn: idempotency.abandon(conn, scope=scope, key=key))
         raise
     sealed = seal_text(bytes(response.body).decode(), services.redactor, services.cipher)[0]
     status = response.status_code
     await _settle(
         services,
+        claim,
         lambda conn: idempotency.finish(conn, scope=scope, key=key, status=status, body=sealed, now_ms=now_ms()),
     )
     return response
@@ -77,10 +82,10 @@ def _replay(saved: SavedAnswer, services: Services) -> Response:
     )
 
 
-async def _settle(services: Services, op: Callable[[Any], Awaitable[None]]) -> None:
+async def _settle(services: Services, claim: str, op: Callable[[Any], Awaitable[None]]) -> None:
     # The work is done and durable: not being able to note it must not turn it into an error. The claim lapses by
     # itself.
     try:
-        await services.database.write(op)
+        await services.database.write(op, touching=[claim])
     except PlauditError as error:
         log_event(logger, logging.WARNING, "idempotency.unsettled", reason=error.message)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
-from plaudit.wire.ops import Role
 from plaudit_server.answer_log import AnswerLog
 from plaudit_server.answering import Answering
-from plaudit_server.auth import KeyRing, read_secret, write_secret
+from plaudit_server.auth import KeyRing
 from plaudit_server.denials import AuditedDenials
 from plaudit_server.domain.grants import GrantSigner
 from plaudit_server.domain.moments import now_ms
@@ -21,11 +21,12 @@ from plaudit_server.domain.privacy import Cipher, NoRedaction, PlainCipher, Reda
 from plaudit_server.engine.base import Engine
 from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
+from plaudit_server.first_keys import hash_key, mint_first_keys
 from plaudit_server.limits import Limits
 from plaudit_server.rollouts import Rollouts
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
-from plaudit_server.store import Connection, feedback_tokens, idempotency, keys
+from plaudit_server.store import feedback_tokens, idempotency, keys
 from plaudit_server.store.database import Database, sqlite_url
 from plaudit_server.telemetry import Telemetry, log_event
 
@@ -33,14 +34,13 @@ logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 3600
 
-_MINTED_AT_START: tuple[tuple[str, Role], ...] = (("admin", "admin"), ("trainer", "trainer"))
-
 
 @dataclass(slots=True)
 class Services:
     """One app's parts.
 
-    `secret` keys the hashes of end users and prompts. `trainer_seen_ms` is when a trainer last called this process.
+    `secret` keys the hashes of end users and prompts. `server_id` tells this server from others on the database, also
+    after a restart. `trainer_seen_ms` is when a trainer last called this process.
     """
 
     settings: Settings
@@ -55,6 +55,7 @@ class Services:
     answering: Answering
     rollouts: Rollouts
     secret: bytes
+    server_id: str
     redactor: Redactor
     cipher: Cipher
     started: float = field(default_factory=time.monotonic)
@@ -80,20 +81,21 @@ async def open_services(
         DatabaseUnusable: as its message says.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(data_folder(settings.data))
-        secret = _secret(settings.data / "hash.key")
+        server_id = stack.enter_context(data_folder(settings.data))
         if database is None:
-            database = await Database.open(settings.database_url or sqlite_url(settings.data / "plaudit.db"))
+            url = settings.database_url or sqlite_url(settings.data / "plaudit.db")
+            database = await Database.open(url, connections=settings.database_connections)
         stack.push_async_callback(database.close)
-        await database.write(idempotency.abandon_unfinished)
-        await _mint_first_keys(settings.data, database)
+        secret = await hash_key(settings, database)
+        await database.write(lambda conn: idempotency.abandon_unfinished(conn, server_id))
+        await mint_first_keys(settings.data, database)
         stack.push_async_callback(_ended, asyncio.create_task(_keep_house(database)))
         running = await asyncio.to_thread(build_engine, settings) if engine is None else engine
         if telemetry.tracing is not None:
             running = TracedEngine(running, telemetry.tracing)
         await running.start()
         stack.push_async_callback(running.close)
-        services = _assemble(settings, telemetry, database, running, secret)
+        services = _assemble(settings, telemetry, database, running, secret=secret, server_id=server_id)
         await services.serving.start()
         services.rollouts.start()
         stack.push_async_callback(services.answering.close)
@@ -102,7 +104,9 @@ async def open_services(
         yield services
 
 
-def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engine: Engine, secret: bytes) -> Services:
+def _assemble(
+    settings: Settings, telemetry: Telemetry, database: Database, engine: Engine, *, secret: bytes, server_id: str
+) -> Services:
     redactor, cipher = NoRedaction(), PlainCipher()
     serving = Serving(
         database,
@@ -133,6 +137,7 @@ def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engi
         ),
         rollouts=Rollouts(database, serving, telemetry, tick_s=settings.rollout_tick_s),
         secret=secret,
+        server_id=server_id,
         redactor=redactor,
         cipher=cipher,
     )
@@ -157,17 +162,18 @@ def build_engine(settings: Settings) -> Engine:
 
 
 @contextmanager
-def data_folder(folder: Path) -> Iterator[None]:
+def data_folder(folder: Path) -> Iterator[str]:
     """Make the data folder and hold it: two servers on one folder would train and serve past each other.
 
-    The kernel lets go of the lock when the process ends, however it ends.
+    The kernel lets go of the lock when the process ends, however it ends. Gives the id of the server whose folder it
+    is, which is the same at every start.
 
     Raises:
         SettingError: it cannot be written, or another server holds it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / "server.lock").open("a")
+        lock = (folder / "server.lock").open("a+", encoding="ascii")
     except OSError as error:
         raise SettingError(
             f"the data folder {folder} cannot be written ({error.strerror}): set PLAUDIT_DATA to one that can"
@@ -179,7 +185,18 @@ def data_folder(folder: Path) -> Iterator[None]:
             raise SettingError(
                 f"another Plaudit server uses the data folder {folder}: stop it, or set PLAUDIT_DATA to another folder"
             ) from error
-        yield
+        yield _server_id(lock)
+
+
+def _server_id(lock: TextIO) -> str:
+    lock.seek(0)
+    known = lock.read(64).strip()
+    if known:
+        return known
+    made = secrets.token_hex(16)
+    lock.write(made)
+    lock.flush()
+    return made
 
 
 async def _keep_house(database: Database) -> None:
@@ -196,33 +213,3 @@ async def _keep_house(database: Database) -> None:
 async def _ended(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _secret(path: Path) -> bytes:
-    """The key of our hashes: made once; with another one, every user would be a stranger."""
-    if not path.exists():
-        write_secret(path, secrets.token_hex(32))
-    try:
-        return bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{path} cannot be read ({error}): restore it from a backup of the data folder") from error
-
-
-async def _is_known(database: Database, secret: str) -> bool:
-    return await database.read(lambda conn: keys.find(conn, secret)) is not None
-
-
-async def _mint_first_keys(folder: Path, database: Database) -> None:
-    for name, role in _MINTED_AT_START:
-        path = folder / f"{name}.key"
-        known = read_secret(path)
-        if known and await _is_known(database, known):
-            continue
-        secret = keys.new_secret()
-        # The file first: a key in the database that nobody has the secret of could never be used, nor found out.
-        write_secret(path, secret)
-
-        async def create(conn: Connection, name: str = name, role: Role = role, secret: str = secret) -> None:
-            await keys.create(conn, name=name, roles=[role], now_ms=now_ms(), secret=secret)
-
-        await database.write(create)

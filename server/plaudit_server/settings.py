@@ -21,7 +21,15 @@ class Settings(BaseSettings):
     data: Path = Field(
         default=Path("data"), description="folder for database, versions, keys, logs, the unpacked model"
     )
-    database_url: str | None = Field(default=None, description="SQLAlchemy async URL; unset: SQLite in the data folder")
+    database_url: str | None = Field(
+        default=None, description="`postgresql://user:password@host/name`; unset: SQLite in the data folder"
+    )
+    database_connections: int = Field(
+        default=16, ge=2, description="connections to PostgreSQL this server may hold, half of them for writing"
+    )
+    hash_key_file: Path | None = Field(
+        default=None, description="file with the key of the hashes; unset: `hash.key` in the data folder"
+    )
     model: str | None = Field(default=None, description="Hugging Face id or folder; unset: the bundled model")
 
     engine: Literal["auto", "vllm", "transformers", "fake"] = Field(

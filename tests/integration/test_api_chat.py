@@ -287,7 +287,7 @@ async def test_an_answer_that_cannot_be_written_is_still_given(tmp_path: Path, m
 
     async with serving(tmp_path, FakeEngine()) as server:
 
-        async def full(_op: Any) -> None:
+        async def full(_op: Any, **_: Any) -> None:
             raise StorageFull
 
         with monkeypatch.context() as patched:

@@ -109,6 +109,22 @@ def test_a_second_server_on_the_same_folder(tmp_path: Path) -> None:
         assert "another Plaudit server" in refused(serve(environment(tmp_path)))
 
 
+def test_migrate_brings_the_database_to_the_newest_schema_and_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "plaudit_server", "migrate"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "which this release needs" in done.stdout
+    assert (tmp_path / "plaudit.db").exists()
+
+
+def test_a_database_out_of_reach(tmp_path: Path) -> None:
+    line = refused(serve(environment(tmp_path, PLAUDIT_DATABASE_URL="postgresql://127.0.0.1:1/plaudit")))
+    assert "PLAUDIT_DATABASE_URL" in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
     env = environment(tmp_path)

@@ -12,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from plaudit_server.errors import Conflict, Overloaded, StorageFull
 from plaudit_server.store import tables as t
-from plaudit_server.store.database import Database, DatabaseUnusable, GroupWriter, sqlite_url
+from plaudit_server.store.database import Database, DatabaseUnusable, sqlite_url
+from plaudit_server.store.sqlite import GroupWriter
+from tests.support.databases import current
 from tests.support.store_rows import open_store
 
 
@@ -42,6 +44,7 @@ async def test_a_new_database_has_base_as_stable(db: Database) -> None:
     assert await db.read(look) == ("base", "ready", ("stable", "base"))
 
 
+@pytest.mark.sqlite
 async def test_connections_are_durable_and_checked(db: Database) -> None:
     async def pragmas(conn: AsyncConnection) -> list[Any]:
         names = ("journal_mode", "synchronous", "foreign_keys", "query_only")
@@ -51,6 +54,7 @@ async def test_connections_are_durable_and_checked(db: Database) -> None:
     assert await db.read(pragmas) == ["wal", 2, 1, 1]
 
 
+@pytest.mark.sqlite
 async def test_only_the_owner_may_read_the_file(db: Database, tmp_path: Path) -> None:
     await db.write(lambda conn: _bury(conn, "x"))
     assert {stat.S_IMODE(path.stat().st_mode) for path in _files(tmp_path)} == {0o600}
@@ -64,6 +68,7 @@ def _on_disk(folder: Path, what: bytes) -> bool:
     return any(what in path.read_bytes() for path in folder.iterdir())
 
 
+@pytest.mark.sqlite
 async def test_folders_are_made_and_odd_names_work(tmp_path: Path) -> None:
     folder = tmp_path / "a b%20?#c" / "ü"
     async with open_store(folder) as database:
@@ -84,6 +89,7 @@ async def _everything(conn: AsyncConnection) -> list[Any]:
     return [*(await conn.execute(select(t.versions))).all(), *(await conn.execute(select(t.aliases))).all()]
 
 
+@pytest.mark.sqlite
 async def test_two_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "plaudit.db")
     opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
@@ -93,6 +99,7 @@ async def test_two_processes_may_open_a_new_database_at_once(tmp_path: Path) -> 
         await database.close()
 
 
+@pytest.mark.sqlite
 async def test_a_database_from_a_newer_release_is_refused_and_left_alone(tmp_path: Path) -> None:
     async with open_store(tmp_path):
         pass
@@ -106,6 +113,7 @@ async def test_a_database_from_a_newer_release_is_refused_and_left_alone(tmp_pat
     assert (tmp_path / "plaudit.db").read_bytes() == before
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("content", [b"this is not a database, " * 1000, b"SQLite format 3\0" + b"\xff" * 8192])
 async def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plaudit.db"
@@ -115,6 +123,7 @@ async def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, content: b
     assert path.read_bytes() == content
 
 
+@pytest.mark.sqlite
 async def test_damage_within_a_file_that_opens_is_told_in_words(tmp_path: Path) -> None:
     async with open_store(tmp_path) as database:
         for i in range(50):
@@ -128,6 +137,7 @@ async def test_damage_within_a_file_that_opens_is_told_in_words(tmp_path: Path) 
             await database.read(_buried)
 
 
+@pytest.mark.sqlite
 async def test_another_programs_database_is_not_touched(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "plaudit.db") as connection:
         connection.execute("CREATE TABLE audit (mine TEXT)")
@@ -139,6 +149,7 @@ async def test_another_programs_database_is_not_touched(tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.sqlite
 async def test_a_folder_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatabaseUnusable, match=r"Cannot write the database.*PLAUDIT_DATA"):
@@ -148,6 +159,7 @@ async def test_a_folder_that_cannot_be_written_is_told_in_words(tmp_path: Path) 
         await Database.open(sqlite_url(tmp_path / "folder"))
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -170,6 +182,7 @@ async def test_a_write_returns_what_its_op_returned_and_readers_see_it(db: Datab
     assert await db.read(_buried) == {"x"}
 
 
+@pytest.mark.sqlite
 async def test_writes_are_grouped(db: Database) -> None:
     commits = await _commits(db, 100)
     assert 2 <= commits <= 40
@@ -210,6 +223,7 @@ async def test_foreign_keys_are_enforced(db: Database) -> None:
         await db.write(orphan)
 
 
+@pytest.mark.sqlite
 async def test_readers_cannot_write(db: Database) -> None:
     with pytest.raises(StorageFull, match="readonly"):
         await db.read(lambda conn: _bury(conn, "x"))
@@ -273,6 +287,7 @@ async def test_a_cancelled_reader_gives_its_connection_back(db: Database) -> Non
     assert await asyncio.wait_for(db.read(_buried), 5) == set()
 
 
+@pytest.mark.sqlite
 async def test_a_full_disk_fails_the_group_and_loses_nothing_acknowledged(db: Database) -> None:
     await db.write(lambda conn: _bury(conn, "before"))
     pages = await db.write(_page_count)
@@ -297,6 +312,7 @@ async def _pragma(conn: AsyncConnection, what: str) -> None:
     await conn.execute(text(f"PRAGMA {what}"))
 
 
+@pytest.mark.sqlite
 async def test_a_read_only_disk_is_storage_full(db: Database) -> None:
     await db.write(lambda conn: _pragma(conn, "query_only=ON"))
     with pytest.raises(StorageFull, match="readonly"):
@@ -305,8 +321,9 @@ async def test_a_read_only_disk_is_storage_full(db: Database) -> None:
     await db.write(lambda conn: _bury(conn, "x"))
 
 
+@pytest.mark.sqlite
 async def test_a_locked_database_is_overloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plaudit_server.store.database._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("plaudit_server.store.sqlite._BUSY_TIMEOUT_S", 0.05)
     async with open_store(tmp_path) as database:
         other = sqlite3.connect(tmp_path / "plaudit.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -317,10 +334,11 @@ async def test_a_locked_database_is_overloaded(tmp_path: Path, monkeypatch: pyte
         await database.write(lambda conn: _bury(conn, "x"))
 
 
+@pytest.mark.sqlite
 async def test_a_read_that_finds_no_free_connection_is_overloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plaudit_server.store.database._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("plaudit_server.store.sqlite._BUSY_TIMEOUT_S", 0.05)
     release = asyncio.Event()
     async with open_store(tmp_path) as database:
         stuck = [asyncio.create_task(database.read(lambda _: release.wait())) for _ in range(4)]
@@ -332,6 +350,7 @@ async def test_a_read_that_finds_no_free_connection_is_overloaded(
         assert await database.read(_buried) == set()
 
 
+@pytest.mark.sqlite
 async def test_too_many_writes_wait_their_turn(db: Database) -> None:
     writer = GroupWriter(db._writers, max_waiting=3, max_ops=2)
     await asyncio.gather(*(writer.write(lambda conn, i=i: _bury(conn, f"{i}")) for i in range(30)))
@@ -340,7 +359,7 @@ async def test_too_many_writes_wait_their_turn(db: Database) -> None:
 
 
 async def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
-    database = await Database.open(sqlite_url(tmp_path / "plaudit.db"))
+    database = await Database.open(await current.ready(tmp_path))
     writes = [asyncio.create_task(database.write(lambda conn, i=i: _bury(conn, f"{i}"))) for i in range(200)]
     await asyncio.sleep(0)
     await database.close()
@@ -352,6 +371,7 @@ async def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
         assert len(await again.read(_buried)) == 200
 
 
+@pytest.mark.sqlite
 async def test_a_checkpoint_empties_the_log_and_erased_bytes_leave_the_disk(db: Database, tmp_path: Path) -> None:
     async def dig_up(conn: AsyncConnection) -> None:
         await conn.execute(t.tombstones.delete())
@@ -365,6 +385,7 @@ async def test_a_checkpoint_empties_the_log_and_erased_bytes_leave_the_disk(db: 
     assert not _on_disk(tmp_path, b"worth finding")
 
 
+@pytest.mark.sqlite
 async def test_an_op_that_breaks_the_connection_does_not_stop_the_writer(db: Database) -> None:
     with pytest.raises(InvalidRequestError):
         await db.write(lambda conn: conn.close())
@@ -372,6 +393,7 @@ async def test_an_op_that_breaks_the_connection_does_not_stop_the_writer(db: Dat
     assert await db.read(_buried) == {"x"}
 
 
+@pytest.mark.sqlite
 async def test_errors_of_statements_reach_the_caller_as_they_are(db: Database) -> None:
     with pytest.raises(DBAPIError, match="no such table"):
         await db.write(lambda conn: conn.execute(text("SELECT * FROM nowhere")))

@@ -1,4 +1,4 @@
-"""The server for tests: the real app on real SQLite, with the fake engine."""
+"""The server for tests: the real app on a real database, with the fake engine."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.services import Services
 from plaudit_server.settings import Settings
 from plaudit_server.tracing import Tracing
+from tests.support.databases import current
 
 HELLO = [{"role": "user", "content": "Say hello to the reviewer."}]
 GATE = {"passed": True, "checks": []}
@@ -143,6 +144,8 @@ async def serving(
 ) -> AsyncIterator[Harness]:
     """The app with its lifespan, its engine ready."""
     given = {"data": folder / "data", "engine": "fake", "consent_default": "granted"} | settings
+    if current.kind != "sqlite":
+        given.setdefault("database_url", await current.ready(folder))
     chosen = Settings(**given)
     fake = engine or FakeEngine()
     app = create_app(chosen, fake, tracing=tracing)

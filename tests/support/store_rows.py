@@ -13,7 +13,8 @@ from plaudit_server.domain.moments import DAY_MS, to_moment
 from plaudit_server.domain.privacy import Exchange, NoRedaction, PlainCipher, SealedText, seal
 from plaudit_server.domain.records import BatchData, Interaction, NewFeedback, RunRow, StoredComparison, StoredFeedback
 from plaudit_server.store import comparisons, feedback, interactions, leases, runs, versions
-from plaudit_server.store.database import Database, sqlite_url
+from plaudit_server.store.database import Database
+from tests.support.databases import current
 
 NOW = 1_800_000_000_000
 """The tests' present, milliseconds."""
@@ -22,7 +23,7 @@ NOW = 1_800_000_000_000
 @asynccontextmanager
 async def open_store(folder: Path) -> AsyncIterator[Database]:
     """A migrated database in a folder, closed afterwards."""
-    database = await Database.open(sqlite_url(folder / "plaudit.db"))
+    database = await Database.open(await current.ready(folder))
     try:
         yield database
     finally:

@@ -14,6 +14,7 @@ ELSEWHERE = (
     "CHAOS_KILLS",
     "CHAOS_SEED",
     "BENCH_DATA",
+    "TEST_POSTGRES",
 )
 
 

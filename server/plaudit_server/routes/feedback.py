@@ -130,7 +130,7 @@ async def _give(
         row, what = await feedback.put(conn, new)
         return row, outcome(what, fate)
 
-    row, status = await services.database.write(put)
+    row, status = await services.database.write(put, touching=[given.response_id])
     if given.value is not None:
         services.telemetry.voted(row.version, sign(given.value), current=services.serving.current())
     return row, status
@@ -254,7 +254,8 @@ async def compare(given: ComparisonRequest, request: Request, services: S, princ
         )
         return await comparisons.add(conn, new)
 
-    return views.comparison(await services.database.write(add), services.cipher)
+    touching = [side for side in (given.chosen, given.rejected) if isinstance(side, str)]
+    return views.comparison(await services.database.write(add, touching=touching), services.cipher)
 
 
 async def _side(conn: Connection, side: str | WrittenText, name: str, services: Services) -> Interaction | None:
@@ -304,4 +305,5 @@ async def report(given: EventRequest, request: Request, services: S, principal: 
             await _check_known(conn, given.new_response_id, "new_response_id", services)
         return await events.add(conn, new)
 
-    return views.event(await services.database.write(add))
+    touching = [given.response_id, *([given.new_response_id] if given.new_response_id else [])]
+    return views.event(await services.database.write(add, touching=touching))

@@ -106,11 +106,13 @@ async def _first_seen(conn: AsyncConnection, held: Select[Any]) -> dict[str, int
         select(_pair.end_user).where(_pair.id.in_(held), _pair.end_user.is_not(None)),
         select(_event.end_user).where(_event.id.in_(held), _event.end_user.is_not(None)),
     )
-    seen: dict[str, int] = {}
-    for user, at in ((_answer.end_user, _answer.created_at), (_vote.end_user, _vote.received_at)):
-        for row in await conn.execute(select(user, func.min(at)).where(user.in_(raters)).group_by(user)):
-            seen[row[0]] = min(row[1], seen.get(row[0], row[1]))
-    return seen
+    rater = raters.subquery("raters").c[0]
+    # One look into an index for each, however much a rater has said. Ids sort by their time of making.
+    answered = select(_answer.created_at).where(_answer.end_user == rater).order_by(_answer.id).limit(1)
+    voted = select(func.min(_vote.received_at)).where(_vote.end_user == rater)
+    rows = await conn.execute(select(rater, answered.scalar_subquery(), voted.scalar_subquery()))
+    found = {row[0]: [at for at in row[1:] if at is not None] for row in rows}
+    return {user: min(times) for user, times in found.items() if times}
 
 
 async def _prompts(conn: AsyncConnection, held: Select[Any], until_ms: int, count: int) -> list[Interaction]:

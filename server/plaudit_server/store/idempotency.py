@@ -3,7 +3,7 @@
 `scope` says whose key it is and for which route, such as `<key id> POST /v1/feedback`.
 """
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from plaudit_server.domain.moments import DAY_MS
@@ -15,11 +15,18 @@ _row = t.idempotency.c
 
 
 async def begin(
-    conn: AsyncConnection, *, scope: str, key: str, body_hash: str, now_ms: int, hold_ms: int = 900_000
+    conn: AsyncConnection,
+    *,
+    scope: str,
+    key: str,
+    body_hash: str,
+    now_ms: int,
+    holder: str | None = None,
+    hold_ms: int = 900_000,
 ) -> SavedAnswer | None:
     """Claim an idempotency key. None: the caller is the first and goes on, then calls `finish` or `abandon`.
 
-    A claim that is neither finished nor abandoned (the process died) lapses after `hold_ms`.
+    A claim that is neither finished nor abandoned (the process died) lapses after `hold_ms`. `holder` is the server.
 
     Returns:
         The answer of the first time.
@@ -33,7 +40,7 @@ async def begin(
     known = (await conn.execute(query)).one_or_none()
     if known is None:
         claim = {"scope": scope, "key": key, "body_hash": body_hash, "expires_at": now_ms + hold_ms}
-        await conn.execute(insert(t.idempotency).values(claim))
+        await conn.execute(insert(t.idempotency).values({**claim, "holder": holder}))
         return None
     if known.body_hash != body_hash:
         raise Conflict("This Idempotency-Key was used with another body.", code="idempotency_key_reused")
@@ -61,9 +68,11 @@ async def purge(conn: AsyncConnection, *, now_ms: int) -> int:
     return (await conn.execute(delete(t.idempotency).where(_row.expires_at <= now_ms))).rowcount
 
 
-async def abandon_unfinished(conn: AsyncConnection) -> int:
-    """Give back every claim that was neither finished nor abandoned; how many.
+async def abandon_unfinished(conn: AsyncConnection, holder: str) -> int:
+    """Give back every claim that this server neither finished nor abandoned when it last ran; how many.
 
-    For a server's start: whoever held them is dead, and a caller who tries again should not wait until they lapse.
+    For its start: a caller who tries again should not wait until they lapse. Claims of no named server go too: a
+    release that ran alone left them.
     """
-    return (await conn.execute(delete(t.idempotency).where(_row.status.is_(None)))).rowcount
+    mine = or_(_row.holder == holder, _row.holder.is_(None))
+    return (await conn.execute(delete(t.idempotency).where(_row.status.is_(None), mine))).rowcount

@@ -45,6 +45,12 @@ async def find(conn: AsyncConnection, secret: str) -> KeyRow | None:
     return None if row is None else _from_row(row)
 
 
+async def held(conn: AsyncConnection, role: Role) -> bool:
+    """Whether a live key has this role."""
+    rows = await conn.execute(select(t.keys.c.roles).where(t.keys.c.revoked_at.is_(None)))
+    return any(role in roles for roles in rows.scalars())
+
+
 async def get(conn: AsyncConnection, key_id: str) -> KeyRow:
     """One key, revoked or not. Raises NotFound."""
     row = (await conn.execute(select(t.keys).where(t.keys.c.id == key_id))).one_or_none()

@@ -9,21 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    Row,
-    Select,
-    and_,
-    delete,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    union,
-    update,
-)
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -31,7 +17,7 @@ from plaudit.wire.training import AckRequest, BatchState, FailRequest, Heartbeat
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.records import BatchData, BatchRow
 from plaudit_server.errors import Conflict, NotFound
-from plaudit_server.store import contents, regenerations
+from plaudit_server.store import contents, regenerations, signals
 from plaudit_server.store import tables as t
 from plaudit_server.store.contents import items
 
@@ -44,13 +30,14 @@ _event = t.events.c
 async def lease(conn: AsyncConnection, request: LeaseRequest, *, now_ms: int) -> BatchData:
     """Lease the oldest records that can be learnt from; or the same batch again to a worker that still holds one."""
     await _expire(conn, now_ms)
+    await signals.retire(conn)
     until_ms = now_ms + _ms(request.lease_seconds)
     held = (await conn.execute(select(t.batches).where(t.batches.c.held_by == request.worker))).one_or_none()
     if held is not None:
         await conn.execute(update(t.batches).where(t.batches.c.id == held.id).values(lease_expires_at=until_ms))
         available = await waiting(conn) + held.records
         return await _load(conn, held.id, request, resumed=True, available=available)
-    available, dropped = await waiting(conn), await _dropped(conn)
+    available, dropped = await waiting(conn), await signals.passed_over(conn)
     if available < request.min_records:
         return _insufficient(available, request.min_records, dropped)
     batch_id = new_id("batch_")
@@ -152,65 +139,13 @@ async def consume(conn: AsyncConnection, batch_ids: Sequence[str], version: str,
 
 async def waiting(conn: AsyncConnection) -> int:
     """How many records could be leased now."""
-    return int((await conn.execute(select(func.count()).select_from(_eligible().subquery()))).scalar_one())
+    return int((await conn.execute(select(func.count()).select_from(signals.eligible().subquery()))).scalar_one())
 
 
 def from_row(row: Row[Any]) -> BatchRow:
     """The batch that a row of `batches` holds."""
     values = {name: row._mapping[name] for name in BatchRow.__slots__ if not name.endswith("_ms")}
     return BatchRow(created_at_ms=row.created_at, lease_expires_at_ms=row.lease_expires_at, **values)
-
-
-# ── which records can be leased ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _signalled() -> CompoundSelect[Any]:
-    """Ids of answers of which something can be learnt that was not learnt yet."""
-    votes = select(_vote.response_id).where(_vote.spent.is_(False), _vote.trainable.is_(True))
-    compared = _compared("chosen_id", "rejected_id"), _compared("rejected_id", "chosen_id")
-    return union(votes, *compared, *regenerations.answers())
-
-
-def _compared(side: str, other: str) -> Select[Any]:
-    """One side of the comparisons whose other side, where that is a stored answer too, may be learnt from."""
-    partner = aliased(t.interactions)
-    query = select(_pair[side]).outerjoin_from(t.comparisons, partner, partner.c.id == _pair[other])
-    usable = or_(_pair[other].is_(None), partner.c.train_consent.is_(True))
-    return query.where(_pair.spent.is_(False), _pair.trainable.is_(True), _pair[side].is_not(None), usable)
-
-
-def _unused() -> ColumnElement[bool]:
-    claimed = select(t.claims.c.item_id).where(t.claims.c.item_id == _answer.id).exists()
-    return and_(_answer.consumed_by.is_(None), ~claimed)
-
-
-def _eligible() -> Select[Any]:
-    learnable = (_answer.train_consent.is_(True), _answer.status == "complete")
-    return select(_answer.id).where(_answer.id.in_(_signalled()), *learnable, _unused())
-
-
-async def _dropped(conn: AsyncConnection) -> dict[str, int]:
-    """Records passed over though somebody said something about them, by reason; each is counted under one."""
-    said = _answer.id.in_(_signalled())
-    silent = ~said
-    late = select(_vote.response_id).where(
-        _vote.spent.is_(False),
-        _vote.trainable.is_(False),
-        _vote.retracted.is_(False),
-        or_(_vote.value.is_not(None), _vote.correction.is_not(None)),
-    )
-    taken_back = select(_vote.response_id).where(_vote.spent.is_(False), _vote.retracted.is_(True))
-    reasons = {
-        "no_consent": and_(said, _answer.train_consent.is_(False)),
-        "not_complete": and_(said, _answer.train_consent.is_(True), _answer.status != "complete"),
-        "too_old": and_(silent, _answer.id.in_(late)),
-        "retracted": and_(silent, _answer.id.in_(taken_back), _answer.id.not_in(late)),
-    }
-    counted = {}
-    for reason, condition in reasons.items():
-        query = select(func.count()).select_from(t.interactions).where(condition, _unused())
-        counted[reason] = int((await conn.execute(query)).scalar_one())
-    return {reason: count for reason, count in counted.items() if count}
 
 
 def _insufficient(available: int, needed: int, dropped: dict[str, int]) -> BatchData:
@@ -239,7 +174,7 @@ def _new_batch(batch_id: str, worker: str, now_ms: int, until_ms: int, dropped: 
 
 async def _claim(conn: AsyncConnection, batch_id: str, max_records: int) -> None:
     mine = literal(batch_id, t.ID)
-    oldest = _eligible().add_columns(mine).order_by(_answer.created_at, _answer.id).limit(max_records)
+    oldest = signals.eligible().add_columns(mine).order_by(_answer.created_at, _answer.id).limit(max_records)
     await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], oldest))
     records = await _count(conn, t.claims, t.claims.c.batch_id == batch_id)
     held = items(batch_id)
@@ -273,12 +208,12 @@ async def _use_up(conn: AsyncConnection, batch_id: str, ending: _Ending, now_ms:
     }
     await conn.execute(update(t.interactions).where(_answer.id.in_(held)).values(consumed_by=batch_id))
     await conn.execute(update(t.feedback).where(_vote.response_id.in_(held)).values(spent=True))
-    for table, first, second in (
-        (t.comparisons, _pair.chosen_id, _pair.rejected_id),
-        (t.events, _event.new_response_id, _event.response_id),
+    for table, live, first, second in (
+        (t.comparisons, _pair.spent.is_(False), _pair.chosen_id, _pair.rejected_id),
+        (t.events, regenerations.live(), _event.new_response_id, _event.response_id),
     ):
         late = _too_late(held, first, second)
-        await conn.execute(update(table).where(or_(table.c.id.in_(held), late)).values(spent=True))
+        await conn.execute(update(table).where(live, or_(table.c.id.in_(held), late)).values(spent=True))
     await _close(conn, batch_id, ending, **counts)
     return counts["records"]
 

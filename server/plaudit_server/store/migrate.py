@@ -37,3 +37,8 @@ def upgrade(connection: Connection) -> None:
         raise NewerSchema(", ".join(sorted(found - known)))
     if found != set(script.get_heads()):
         command.upgrade(settings, "head")
+
+
+def revision(connection: Connection) -> str:
+    """The revision that a database is at."""
+    return ", ".join(sorted(MigrationContext.configure(connection).get_current_heads()))

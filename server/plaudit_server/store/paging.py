@@ -21,6 +21,8 @@ async def page(
     read: Callable[[Row[Any]], T],
 ) -> Rows[T]:
     """Run `query` for one page, in falling order of `by`, from below `after`."""
+    if isinstance(after, str):
+        after = after.partition("\0")[0]  # no id has one, and PostgreSQL refuses to look at it
     if after is not None:
         query = query.where(by < after)
     rows = (await conn.execute(query.order_by(by.desc()).limit(limit + 1))).all()

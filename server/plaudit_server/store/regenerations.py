@@ -6,7 +6,7 @@ turn was not kept, and says nothing of the one before it.
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, select
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, or_, select
 from sqlalchemy.orm import aliased
 
 from plaudit_server.domain.records import StoredComparison
@@ -18,15 +18,40 @@ _old, _new = aliased(t.interactions), aliased(t.interactions)
 
 def usable(*columns: ColumnElement[Any]) -> Select[Any]:
     """Regenerations that can be learnt from: kept, not learnt yet, one prompt, both answers whole and with consent."""
-    again = aliased(t.events)
-    sent_back = select(again.c.id).where(again.c.response_id == _event.new_response_id, again.c.type == "regenerate")
     query = select(*columns).select_from(t.events)
     query = query.join(_old, _old.c.id == _event.response_id).join(_new, _new.c.id == _event.new_response_id)
-    query = query.where(_event.type == "regenerate", _event.spent.is_(False), ~sent_back.exists())
+    query = query.where(live(), ~_sent_back())
     query = query.where(_old.c.prompt_key == _new.c.prompt_key, _old.c.id != _new.c.id)
     for side in (_old, _new):
         query = query.where(side.c.train_consent.is_(True), side.c.status == "complete")
     return query
+
+
+def live() -> ColumnElement[bool]:
+    """Regenerations that were not learnt from yet."""
+    return and_(_event.type == "regenerate", _event.spent.is_(False))
+
+
+def hopeless() -> ColumnElement[bool]:
+    """Those that can never be learnt from: nothing that is missing may yet come."""
+    pair = exists().where(_old.c.id == _event.response_id, _new.c.id == _event.new_response_id)
+    gone = t.tombstones.c.response_id
+    return or_(
+        _event.new_response_id.is_(None),
+        _event.new_response_id == _event.response_id,
+        _sent_back(),
+        pair.where(_old.c.prompt_key != _new.c.prompt_key),
+        *(exists().where(gone == side) for side in (_event.response_id, _event.new_response_id)),
+        *(
+            exists().where(side.c.id == own, or_(side.c.train_consent.is_(False), side.c.status != "complete"))
+            for side, own in ((_old, _event.response_id), (_new, _event.new_response_id))
+        ),
+    )
+
+
+def _sent_back() -> ColumnElement[bool]:
+    again = aliased(t.events)
+    return exists().where(again.c.response_id == _event.new_response_id, again.c.type == "regenerate")
 
 
 def answers() -> tuple[Select[Any], Select[Any]]:

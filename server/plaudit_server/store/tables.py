@@ -1,6 +1,6 @@
 """Every table. Times are milliseconds since 1970 UTC; texts of people are sealed bytes (`domain.privacy`).
 
-Nothing here is SQLite's own: the same definitions make the PostgreSQL schema, which a test compiles.
+Nothing here is SQLite's own: the same definitions make the PostgreSQL schema.
 """
 
 from sqlalchemy import (
@@ -80,6 +80,14 @@ Index(
     postgresql_where=interactions.c.segment.is_not(None),
 )
 
+# Prompts of the log are drawn from these, newest first. Without it a log of little consent would be read end to end.
+Index(
+    "ix_interactions_learnable",
+    interactions.c.created_at,
+    sqlite_where=interactions.c.train_consent.is_(True),
+    postgresql_where=interactions.c.train_consent.is_(True),
+)
+
 # A copy of `interactions.metadata` to filter by: JSON path operators differ between databases, and cannot be indexed.
 # Values are not in the index: PostgreSQL refuses index rows of more than a third of a page.
 interaction_metadata = Table(
@@ -99,6 +107,7 @@ tombstones = Table(
     Column("fate", STATE, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
+    Index(None, "fate", "response_id"),
 )
 
 # No foreign key to the answer: a vote may come before the answer's row. `end_user` is '' for nobody in particular,
@@ -167,7 +176,7 @@ events = Table(
     "events",
     metadata,
     Column("id", ID, primary_key=True),
-    Column("response_id", ID, nullable=False, index=True),
+    Column("response_id", ID, nullable=False),
     Column("type", STATE, nullable=False),
     Column("new_response_id", ID),
     Column("end_user", ID),
@@ -175,6 +184,7 @@ events = Table(
     Column("received_at", BigInteger, nullable=False),
     Column("spent", Boolean, nullable=False, server_default=false()),
     Index(None, "type", "spent"),
+    Index(None, "response_id", "type"),
 )
 
 versions = Table(
@@ -330,7 +340,7 @@ keys = Table(
     Column("revoked_at", BigInteger),
 )
 
-# `status` and `body` are NULL while the first request is under way.
+# `status` and `body` are NULL while the first request is under way; `holder` is the server that does it.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -340,6 +350,15 @@ idempotency = Table(
     Column("status", Integer),
     Column("body", LargeBinary),
     Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("holder", ID),
+)
+
+# What all servers on one database must agree on, such as the fingerprint of the key that end users are hashed with.
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", ID, primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 feedback_token_uses = Table(
