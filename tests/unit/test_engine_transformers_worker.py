@@ -23,6 +23,7 @@ from plaudit_trainer import adapters
 from plaudit_trainer.models import POLICY, Backbone, Exchange
 from tests.support.tiny_models import save_tiny_base, stir, tiny_backbone, tiny_gpt2
 from tests.support.tiny_seq2seq import END, save_tiny_t5, seq2seq_backbone, tiny_t5
+from tests.support.wires import HttpxWire
 
 CHAT: Any = {"messages": [{"role": "user", "content": "hello there"}]}
 KINDS = ("t5", "flan", "llama", "gpt2")
@@ -49,7 +50,7 @@ class Served:
         self.model = ServedModel(self.folder, dtype=None, device="cpu", max_model_len=128)
         self.scheduler = Scheduler(self.model, max_rows=4)
         self.app = Worker(self.model, self.scheduler).app()
-        self.client = ReplicaClient(transport=httpx.ASGITransport(self.app, raise_app_exceptions=False))
+        self.client = ReplicaClient(wire=HttpxWire(httpx.ASGITransport(self.app, raise_app_exceptions=False)))
 
     def trained(self, prompt: Sequence[int], response: Sequence[int], adapter: str | None) -> list[float]:
         """The trainer's log-probabilities."""
