@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,8 +12,9 @@ import orjson
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
-from plaudit_server.engine.base import ChatTrace
-from plaudit_server.engine.trace import SseParser, Tracer, is_logprob, read_json
+from plaudit_server.engine.base import Brand, ChatTrace
+from plaudit_server.engine.events import EventRewriter
+from plaudit_server.engine.trace import Tracer, is_logprob, read_json
 from plaudit_server.engine.wire import PooledWire, ReplyStream, Unreachable, Wire
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
@@ -194,42 +195,34 @@ class ReplicaStream:
         self._tracer = tracer
         self._on_close = on_close
         self._closed = False
+        self._rewriter: EventRewriter | None = None
         self.trace = tracer.trace
 
-    async def __aiter__(self) -> AsyncIterator[JsonObject]:
-        """Chunks as the caller asked for them.
+    async def events(self, brand: Brand) -> AsyncGenerator[bytes]:
+        """The chunks as server-sent events under our name; see `ChatStream.events`.
 
         Raises:
             EngineError: the engine failed, or went away, in mid-stream.
         """
-        parser, done = SseParser(), False
+        rewriter = self._rewriter = EventRewriter(self._tracer, brand)
         try:
             async for data in self._reply:
-                for payload in parser.feed(data):
-                    if payload == b"[DONE]":
-                        done = True
-                        continue
-                    chunk = self._read(payload)
-                    if chunk is not None:
-                        yield chunk
+                if events := rewriter.feed(data):
+                    yield events
+                if rewriter.failure is not None:
+                    raise rewriter.failure
         except Unreachable as error:
             raise _unreachable(error) from error
-        finally:
-            await self.aclose()
-        if not done:
+        if not rewriter.done:
             raise EngineUnavailable("The engine went away in the middle of the answer.")
-
-    def _read(self, payload: bytes) -> JsonObject | None:
-        chunk = read_json(payload)
-        if "error" in chunk:
-            raise EngineError(str((chunk["error"] or {}).get("message") or "the engine failed in mid-stream"))
-        return self._tracer.chunk(chunk)
 
     async def aclose(self) -> None:
         """Stop generation, if it has not ended."""
         if self._closed:
             return
         self._closed = True
+        if self._rewriter is not None:
+            self._rewriter.settle()
         self._tracer.end()
         try:
             self._reply.close()

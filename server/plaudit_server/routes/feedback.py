@@ -1,7 +1,8 @@
 """Users' feedback. What is answered with 2xx is durable."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import ValidationError
@@ -21,7 +22,8 @@ from plaudit.wire.feedback import (
     WrittenText,
 )
 from plaudit_server import views
-from plaudit_server.domain.feedback import Outcome, check_target, outcome, sign, status_code
+from plaudit_server.answer_log import WINDOW_S
+from plaudit_server.domain.feedback import Outcome, check_target, may_be_on_its_way, outcome, sign, status_code
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import DAY_MS, now_ms, to_ms
 from plaudit_server.domain.privacy import SealedText, seal_text
@@ -42,6 +44,8 @@ from plaudit_server.routes.shared import (
 )
 from plaudit_server.services import Services
 from plaudit_server.store import Connection, comparisons, events, feedback, interactions
+
+T = TypeVar("T")
 
 router = guarded_router("feedback")
 
@@ -73,6 +77,7 @@ async def give_batch(given: FeedbackBatchRequest, request: Request, services: S,
             return _refused(error)
         return FeedbackBatchItem(status=status_code(status), feedback=views.feedback(row, services.cipher, status))
 
+    await services.answering.all_written()
     # Queued in order and written in order, so that the later of two votes by one user stands.
     return FeedbackBatch(results=list(await asyncio.gather(*(one(item) for item in given.items))))
 
@@ -104,10 +109,22 @@ async def _give(given: FeedbackRequest, user: str, services: Services) -> tuple[
         row, what = await feedback.put(conn, new)
         return row, outcome(what, fate)
 
-    row, status = await services.database.write(put)
+    row, status = await _with_answers(services, put, given.response_id)
     if given.value is not None:
         services.telemetry.votes.labels(row.version or "unknown", sign(given.value)).inc()
     return row, status
+
+
+async def _with_answers(services: Services, op: Callable[[Connection], Awaitable[T]], *response_ids: str) -> T:
+    """Write something about answers whose rows may still be on their way, from here or from another gateway process."""
+    await services.answering.written(*response_ids)
+    try:
+        return await services.database.write(op)
+    except NotFound:
+        if not any(may_be_on_its_way(each, now_ms=now_ms()) for each in response_ids):
+            raise
+    await asyncio.sleep(2 * WINDOW_S)
+    return await services.database.write(op)
 
 
 def _sealed(text: str | None, services: Services) -> SealedText | None:
@@ -126,6 +143,7 @@ async def list_feedback(
     limit: Limit = 20,
 ) -> Page[Feedback]:
     """Live feedback, newest first."""
+    await services.answering.all_written()  # an early vote learns its version from its answer's row
     rows = await services.database.read(
         lambda conn: feedback.page(
             conn,
@@ -143,6 +161,7 @@ async def list_feedback(
 @router.get("/v1/feedback/{feedback_id}", responses=errors(404), summary="One piece of feedback")
 async def get_feedback(feedback_id: str, services: S, principal: Reader) -> Feedback:
     """One piece of feedback."""
+    await services.answering.all_written()
     row = await services.database.read(lambda conn: feedback.get(conn, feedback_id))
     if row is None:
         raise NotFound(f"There is no feedback {feedback_id[:64]}.", code="feedback_not_found")
@@ -181,7 +200,8 @@ async def compare(given: ComparisonRequest, request: Request, services: S, princ
         )
         return await comparisons.add(conn, new)
 
-    return views.comparison(await services.database.write(add), services.cipher)
+    sides = [side for side in (given.chosen, given.rejected) if isinstance(side, str)]
+    return views.comparison(await _with_answers(services, add, *sides), services.cipher)
 
 
 async def _side(conn: Connection, side: str | WrittenText, name: str, services: Services) -> Interaction | None:
@@ -229,4 +249,4 @@ async def report(given: EventRequest, request: Request, services: S, principal: 
             await _check_known(conn, given.new_response_id, "new_response_id", services)
         return await events.add(conn, new)
 
-    return views.event(await services.database.write(add))
+    return views.event(await _with_answers(services, add, given.response_id, given.new_response_id or ""))
