@@ -154,3 +154,21 @@ def test_bytes_that_are_no_text_are_a_failure_and_not_forwarded() -> None:
     broken = RECORDED[2].replace(b'"content":""', b'"content":"\xff"')
     out, rewriter, _ = rewritten({"messages": []}, as_stream([broken]))
     assert out == b"" and rewriter.failure is not None
+
+
+@pytest.mark.parametrize(
+    "odd", [b'"token_ids":[05]', b'"token_ids":[5,,6]', b'"token_ids":[5,]', b'"token_ids":[123456789012345678901]']
+)
+def test_what_might_not_be_parsed_later_is_parsed_at_once(odd: bytes) -> None:
+    payload = RECORDED[2].replace(b'"token_ids":[5]', odd)
+    assert payload != RECORDED[2]
+    _, rewriter, _ = rewritten({"messages": []}, as_stream([payload]))
+    assert (rewriter.cut, rewriter.parsed) == (0, 1)
+
+
+@pytest.mark.parametrize("logprob", [b"-1e999", b"-00.1", b"-.1", b"-1.", b"NaN", b"-Infinity"])
+def test_numbers_that_are_none(logprob: bytes) -> None:
+    payload = RECORDED[2].replace(b"-0.000012345", logprob)
+    assert payload != RECORDED[2]
+    _, rewriter, _ = rewritten({"messages": []}, as_stream([payload]))
+    assert (rewriter.cut, rewriter.parsed) == (0, 1)
