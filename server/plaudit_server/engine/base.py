@@ -70,7 +70,12 @@ class Brand:
 
     def on(self, answer: JsonObject) -> JsonObject:
         """An answer or chunk of the engine under our name."""
-        ours = {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.fingerprint}
+        ours: JsonObject = {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
         return ours | answer | ours
 
 
