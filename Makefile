@@ -52,6 +52,7 @@ chaos: setup ## kill -9 of server, engine or trainer at 20 random moments
 bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.swap_proof
 	$(PY) -m benchmarks.ppo_speed
+	$(PY) -m benchmarks.gateway
 	$(PY) -m benchmarks.staleness
 	$(PY) -m benchmarks.learning_curve
 	$(PY) -m benchmarks.rollout

@@ -8,13 +8,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any
 
-import orjson
-
 from plaudit.wire.base import JsonObject
-from plaudit_server.answer_log import AnswerLog
+from plaudit_server.answer_log import MOST_WAITING, AnswerLog
 from plaudit_server.chat import Chat
 from plaudit_server.domain.records import AnswerStatus
 from plaudit_server.engine.base import ChatStream, ChatTrace, Engine
@@ -49,6 +48,7 @@ class Answering:
         self._pending = 0
         self._pending_of: Counter[str] = Counter()
         self._speaking: set[str] = set()
+        self._unwritten: set[str] = set()
 
     async def close(self) -> None:
         """Wait until every answer that was given is written down."""
@@ -63,11 +63,20 @@ class Answering:
         """Whether that answer is being given, or its row not written yet."""
         return response_id in self._speaking
 
+    async def written(self, *response_ids: str) -> None:
+        """Wait until the rows of these answers are durable, as far as they are over and given by this process."""
+        if not self._unwritten.isdisjoint(response_ids):
+            await self._log.flush()
+
+    async def all_written(self) -> None:
+        """Wait until the rows of all answers that are over are durable."""
+        await self._log.flush()
+
     def admit(self, chat: Chat) -> None:
         """Let a chat in. It must then be given to `whole` or `stream`, which see it out again.
 
         Raises:
-            Overloaded: too many are being answered.
+            Overloaded: too many are being answered, or too many wait to be written down.
             RateLimited: too many of them are this key's, which leaves the rest to others.
         """
         if self._max_pending_key and self._pending_of[chat.key_id] >= self._max_pending_key:
@@ -76,6 +85,8 @@ class Answering:
                 f"{self._max_pending_key} chats of this key are in flight (PLAUDIT_MAX_PENDING_CHATS_KEY).",
                 code="too_many_in_flight",
             )
+        if self._log.waiting >= MOST_WAITING:
+            raise Overloaded(f"{self._log.waiting} answers wait for the database.", code="overloaded")
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} chats are in flight (PLAUDIT_MAX_PENDING_CHATS).", code="overloaded")
         self._pending += 1
@@ -95,7 +106,7 @@ class Answering:
         if not recorded:
             self._speaking.difference_update(chat.response_ids)
 
-    async def whole(self, chat: Chat, gone: Callable[[], Awaitable[None]]) -> JsonObject | None:
+    async def whole(self, chat: Chat, gone: Callable[[], Coroutine[Any, Any, None]]) -> JsonObject | None:
         """Answer in one piece.
 
         Args:
@@ -105,25 +116,20 @@ class Answering:
         Returns:
             OpenAI's completion, or None where the caller went away.
         """
-        recorded: asyncio.Task[None] | None = None
+        recorded = False
         try:
             body = self._ask(chat)
-            asking = asyncio.ensure_future(
-                self._engine.chat(body, version=chat.route.version, request_id=chat.request_id)
-            )
-            if not await _finishes_before(asking, gone):
-                recorded = self._record(chat, ChatTrace(), "aborted")
-                return None
-            answer, trace = asking.result()
-            recorded = self._record(chat, trace, "complete")
-            # The row is there before the caller has the id, so that a vote finds it.
-            await recorded
-            return chat.branded(answer)
+            asking = self._engine.chat(body, version=chat.route.version, request_id=chat.request_id)
+            found = await _unless_gone(asking, gone)
+            answer, trace = found or ({}, ChatTrace())
+            self._record(chat, trace, "complete" if found else "aborted")
+            recorded = True
+            return chat.brand.on(answer) if found else None
         except EngineError as error:
-            recorded = recorded or self._record_unbegun(chat, error)
+            recorded = self._record_unbegun(chat, error)
             raise
         finally:
-            self._leave(chat, recorded=recorded is not None)
+            self._leave(chat, recorded=recorded)
 
     async def stream(self, chat: Chat) -> AsyncGenerator[bytes]:
         """Begin to answer an admitted chat in pieces; what is raised here has a status of its own.
@@ -135,7 +141,7 @@ class Answering:
             body = self._ask(chat)
             stream = await self._engine.chat_stream(body, version=chat.route.version, request_id=chat.request_id)
         except BaseException as error:
-            self._leave(chat, recorded=self._record_unbegun(chat, error) is not None)
+            self._leave(chat, recorded=self._record_unbegun(chat, error))
             raise
         events = self._events(chat, stream)
         # A generator that was never begun runs no `finally` when it is closed.
@@ -146,23 +152,22 @@ class Answering:
         status: AnswerStatus = "aborted"
         try:
             yield b""
-            async for chunk in stream:
-                yield b"data: " + orjson.dumps(chat.branded(chunk)) + b"\n\n"
+            async with aclosing(stream.events(chat.brand)) as pieces:
+                async for events in pieces:
+                    yield events
             status = "complete"
+            yield DONE
         except EngineError as error:
             status = "failed"
             # Not its message: the engine's own words can quote the prompt.
             failure = type(error).__name__
             log_event(logger, logging.WARNING, "chat.failed", request_id=chat.request_id, error=failure)
-            yield b"data: " + error.body().model_dump_json().encode() + b"\n\n"
+            yield b"data: " + error.body().model_dump_json().encode() + b"\n\n" + DONE
         finally:
             # Reached also by `aclose` of this generator: the caller went away between two chunks.
             await stream.aclose()
-            recorded = self._record(chat, stream.trace, "failed" if chat.cut_off else status)
+            self._record(chat, stream.trace, "failed" if chat.cut_off else status)
             self._leave(chat, recorded=True)
-        # The row is there before the caller knows that the answer is over, so that a vote finds it.
-        await recorded
-        yield DONE
 
     def cut_off(self, chat: Chat) -> bytes:
         """Time is up for a streamed answer: it will be recorded as failed. Returns the last words of its stream."""
@@ -175,17 +180,23 @@ class Answering:
         self._telemetry.overhead_seconds.observe(chat.overhead_s)
         return body
 
-    def _record_unbegun(self, chat: Chat, error: BaseException) -> "asyncio.Task[None] | None":
+    def _record_unbegun(self, chat: Chat, error: BaseException) -> bool:
         """Have a row of an answer that failed before its first word, where a rollout must count it against its arm."""
         if chat.route.segment is None or not isinstance(error, EngineError) or error.status < 500:
-            return None
-        return self._record(chat, ChatTrace(), "failed")
+            return False
+        self._record(chat, ChatTrace(), "failed")
+        return True
 
-    def _record(self, chat: Chat, trace: ChatTrace, status: AnswerStatus) -> "asyncio.Task[None]":
+    def _record(self, chat: Chat, trace: ChatTrace, status: AnswerStatus) -> None:
         self._count(chat, trace, status)
-        written = self._log.write(chat, trace, status)
-        written.add_done_callback(lambda _: self._speaking.difference_update(chat.response_ids))
-        return written
+        ids = chat.response_ids
+        self._unwritten.update(ids)
+
+        def settled() -> None:
+            self._speaking.difference_update(ids)
+            self._unwritten.difference_update(ids)
+
+        self._log.write(chat, trace, status, settled)
 
     def _count(self, chat: Chat, trace: ChatTrace, status: AnswerStatus) -> None:
         version = chat.route.version
@@ -198,17 +209,16 @@ class Answering:
             self._telemetry.spoke(version, drawn, time.monotonic() - trace.first_token_at)
 
 
-async def _finishes_before(
-    asking: "asyncio.Future[tuple[JsonObject, ChatTrace]]", gone: Callable[[], Awaitable[None]]
-) -> bool:
-    """Whether the engine answered before the caller went away; else its work is stopped."""
+async def _unless_gone(
+    asking: Coroutine[Any, Any, tuple[JsonObject, ChatTrace]], gone: Callable[[], Coroutine[Any, Any, None]]
+) -> tuple[JsonObject, ChatTrace] | None:
+    """What the engine answers, or None where the caller went away first; then its work is stopped."""
+    answer = asyncio.ensure_future(asking)
     leaving = asyncio.ensure_future(gone())
-    either: list[asyncio.Future[Any]] = [asking, leaving]
+    leaving.add_done_callback(lambda _: answer.cancel())
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return asking.done()
+        await asyncio.wait((answer,))
+        return None if answer.cancelled() else answer.result()
     finally:
+        answer.cancel()
         leaving.cancel()
-        if not asking.done():
-            asking.cancel()
-        await asyncio.gather(asking, leaving, return_exceptions=True)

@@ -143,11 +143,12 @@ _BEARER = HTTPBearer(
 )
 
 
-async def _authorized(
+async def authorized(
     scopes: SecurityScopes,
     request: Request,
     _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Principal:
+    """Let the request's principal pass where it has one of the roles. Raises Forbidden."""
     principal: Principal = request.state.principal
     if not principal.may(set(scopes.scopes)):
         wanted = " or ".join(scopes.scopes)
@@ -162,7 +163,7 @@ def allow(*roles: Role) -> Any:
 
     Shows in the OpenAPI document as the operation's security requirement, where a contract test looks for it.
     """
-    return Security(_authorized, scopes=list(roles))
+    return Security(authorized, scopes=list(roles))
 
 
 def read_secret(path: Path) -> str | None:

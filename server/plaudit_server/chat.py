@@ -8,6 +8,7 @@ from plaudit.wire.chat import ChatRequest
 from plaudit_server.domain.ids import choice_id, new_completion_id
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.traffic import Route
+from plaudit_server.engine.base import Brand
 from plaudit_server.errors import Unprocessable
 
 _SAMPLING_EXTRAS = (
@@ -87,14 +88,10 @@ class Chat:
         }
         return told | ({"x-feedback-token": self.feedback_token} if self.feedback_token else {})
 
-    def branded(self, answer: JsonObject) -> JsonObject:
-        """An answer or chunk of the engine under our id, version and fingerprint."""
-        return answer | {
-            "id": self.id,
-            "created": self.created_at_ms // 1000,
-            "model": f"policy@{self.route.version}",
-            "system_fingerprint": self.fingerprint,
-        }
+    @property
+    def brand(self) -> Brand:
+        """What its answer says of its making."""
+        return Brand(self.id, self.created_at_ms // 1000, f"policy@{self.route.version}", self.fingerprint)
 
     def sampling(self) -> JsonObject:
         """How the tokens were drawn, as it is kept: numbers only, since other fields can hold a person's words.

@@ -38,7 +38,9 @@ class Settings(BaseSettings):
         "`fake` answers nonsense, for tests only",
     )
     engine_urls: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="comma-separated URLs of running vLLM servers; unset: start one as a child"
+        default_factory=list,
+        description="comma-separated URLs (also `unix:///path/to/socket`) of running vLLM servers; "
+        "unset: start one as a child",
     )
     engine_args: str = Field(
         default="", description="further arguments for the engine's command, as a shell would split them"

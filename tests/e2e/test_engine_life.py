@@ -21,6 +21,7 @@ from plaudit_server.engine.vllm import VllmEngine
 from plaudit_server.errors import EngineRefused
 from plaudit_server.settings import Settings
 from tests.support.engine_faults import Case
+from tests.support.streams import all_chunks, each_chunk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -94,10 +95,12 @@ async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
 
     stream = await client.chat_stream(ask, model="base", version="base", request_id="s", on_close=lambda: None)
     text = ["", ""]
-    async for chunk in stream:
-        for choice in chunk["choices"]:  # type: ignore[union-attr]
-            text[choice["index"]] += choice["delta"].get("content") or ""  # type: ignore[index,call-overload,union-attr]
+    for chunk in await all_chunks(stream):
+        for choice in chunk["choices"]:
+            text[choice["index"]] += choice["delta"].get("content") or ""
     assert [stream.trace.choices[i].text for i in range(2)] == text
+    rewriter = stream._rewriter
+    assert rewriter is not None and rewriter.cut > rewriter.parsed, "this vLLM writes chunks in a layout we know"
     assert stream.trace.choices[0].response_ids == trace.choices[0].response_ids, "the same seed"
     assert stream.trace.prompt_ids == trace.prompt_ids
 
@@ -111,7 +114,7 @@ async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
         request_id="abandoned",
         on_close=lambda: None,
     )
-    async for _ in stream:
+    async for _ in each_chunk(stream):
         break
     await stream.aclose()
     for _ in range(50):

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from plaudit_server import telemetry
 from plaudit_server.errors import EngineError
-from plaudit_server.store import Connection, interactions
+from plaudit_server.store import Connection, feedback, interactions
 from tests.support.server import Harness, ask_and_leave, listening, serving
 
 LEVELS = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]
@@ -83,12 +83,17 @@ async def break_inside(server: Harness, ask: dict[str, Any], monkeypatch: pytest
         answers = [await server.admin.post("/v1/chat/completions", json=ask)]
     # A statement that the database refuses: its error would quote the parameters.
 
-    async def refused(conn: Connection, row: Any) -> None:
+    async def refused(conn: Connection, given: Any) -> None:
         await conn.execute(text("INSERT INTO nowhere VALUES (:words)"), {"words": QUESTION})
 
     with monkeypatch.context() as patch:
-        patch.setattr(interactions, "add", refused)
-        answers.append(await server.admin.post("/v1/chat/completions", json=ask))
+        patch.setattr(interactions, "add_many", refused)
+        unwritten = await server.admin.post("/v1/chat/completions", json=ask)
+        assert unwritten.status_code == 200  # an answer does not wait for its row
+        await server.services.answering.all_written()
+    with monkeypatch.context() as patch:
+        patch.setattr(feedback, "put", refused)
+        answers.append(await server.vote((await server.chat())["id"], True, comment=COMMENT))
     return answers
 
 
@@ -103,6 +108,7 @@ async def test_no_words_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = written.getvalue().splitlines()
     events = [json.loads(line)["event"] for line in lines]
     assert events.count("request.failed") == 2, "both failures that nobody foresaw are logged"
+    assert "answer.unrecorded" in events
     assert (level <= logging.WARNING) == ("chat.failed" in events)
     assert (level <= logging.INFO) == ("request" in events)
     assert all(set(json.loads(line)) >= {"at", "level", "logger", "event"} for line in lines)

@@ -26,6 +26,8 @@ from plaudit_server.errors import EngineUnavailable, SettingError
 from plaudit_server.settings import Settings
 from plaudit_server.tracing import Tracing, carried_by, open_tracing, outgoing_headers
 from tests.support.server import HELLO, serving
+from tests.support.streams import each_chunk
+from tests.support.wires import HttpxWire
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -61,7 +63,7 @@ class _HeadersSeen(FakeEngine):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_chat_is_three_spans_of_the_callers_trace(
+async def test_a_chat_is_two_spans_of_the_callers_trace(
     tmp_path: Path, tracing: Tracing, exporter: InMemorySpanExporter, stream: bool
 ) -> None:
     engine = _HeadersSeen()
@@ -71,11 +73,11 @@ async def test_a_chat_is_three_spans_of_the_callers_trace(
         assert answer.status_code == 200
         (request,) = named(exporter, "POST /v1/chat/completions")
         (asked,) = named(exporter, "engine.chat_stream" if stream else "engine.chat")
-        (written,) = named(exporter, "answers.write")
-    assert {span.context.trace_id for span in (request, asked, written)} == {TRACE_ID}
+    assert {span.context.trace_id for span in (request, asked)} == {TRACE_ID}
     assert request.parent is not None
     assert request.parent.span_id == 0x00F067AA0BA902B7
-    assert {asked.parent.span_id, written.parent.span_id} == {request.context.span_id}  # type: ignore[union-attr]
+    assert asked.parent is not None
+    assert asked.parent.span_id == request.context.span_id
     assert (request.kind, asked.kind) == (SpanKind.SERVER, SpanKind.CLIENT)
     assert dict(request.attributes or {}) == {
         "http.request.method": "POST",
@@ -161,12 +163,23 @@ async def test_a_failure_is_marked_by_its_type(
     assert not asked.events
 
 
+async def test_answers_are_written_together_in_a_trace_of_its_own(
+    tmp_path: Path, tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
+    async with serving(tmp_path, tracing=tracing) as server:
+        for _ in range(2):
+            await server.admin.post("/v1/chat/completions", json={"messages": HELLO}, headers={"traceparent": CALLER})
+    written = named(exporter, "answers.write")
+    assert [span.parent for span in written] == [None] * len(written)
+    assert sum(int(span.attributes["plaudit.answers"]) for span in written if span.attributes) == 2  # type: ignore[call-overload]
+
+
 async def test_an_abandoned_stream_ends_its_span(
     tmp_path: Path, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     async with serving(tmp_path, tracing=tracing) as server:
         stream = await server.services.engine.chat_stream({"messages": HELLO}, version="base", request_id="r")
-        await anext(aiter(stream))
+        await anext(each_chunk(stream))
         assert not named(exporter, "engine.chat_stream")
         await stream.aclose()
         assert len(named(exporter, "engine.chat_stream")) == 1
@@ -207,7 +220,7 @@ async def test_the_client_of_a_real_engine_sends_the_trace(tracing: Tracing) -> 
         sent.append(request.headers.get("traceparent"))
         return httpx.Response(503)
 
-    async with ReplicaClient(transport=httpx.MockTransport(answer)) as client:
+    async with ReplicaClient(wire=HttpxWire(httpx.MockTransport(answer))) as client:
         body = {"messages": HELLO}
         with pytest.raises(EngineUnavailable):
             await client.chat(dict(body), model="base", version="base", request_id="r")

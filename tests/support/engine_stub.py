@@ -1,4 +1,4 @@
-"""A FAKE vLLM behind httpx's mock transport, for unit tests of the engine only: no model, made-up log-probabilities.
+"""A FAKE vLLM behind a mock transport, for unit tests of the engine only: no model, made-up log-probabilities.
 
 It keeps names, numbers and tensors as vLLM does (unloading a name leaves the tensors) and can be told to go wrong.
 """
@@ -18,6 +18,7 @@ from plaudit_server.engine.artefact import read_safetensors
 from plaudit_server.engine.base import AdapterRef
 from plaudit_server.engine.replica import ReplicaClient
 from tests.support.engine_folders import VersionFolder
+from tests.support.wires import HttpxWire
 
 BASE = "base"
 
@@ -89,7 +90,7 @@ class StubVllm:
 
     def client(self) -> ReplicaClient:
         """A client that talks to this stub."""
-        return ReplicaClient(transport=httpx.MockTransport(self._answer))
+        return ReplicaClient(wire=HttpxWire(httpx.MockTransport(self._answer)))
 
     def restart(self) -> None:
         """As if the process had been replaced."""

@@ -21,8 +21,10 @@ from plaudit_server.engine.replica import ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 from plaudit_trainer import adapters
 from plaudit_trainer.models import POLICY, Backbone, Exchange
+from tests.support.streams import all_chunks, each_chunk
 from tests.support.tiny_models import save_tiny_base, stir, tiny_backbone, tiny_gpt2
 from tests.support.tiny_seq2seq import END, save_tiny_t5, seq2seq_backbone, tiny_t5
+from tests.support.wires import HttpxWire
 
 CHAT: Any = {"messages": [{"role": "user", "content": "hello there"}]}
 KINDS = ("t5", "flan", "llama", "gpt2")
@@ -49,7 +51,7 @@ class Served:
         self.model = ServedModel(self.folder, dtype=None, device="cpu", max_model_len=128)
         self.scheduler = Scheduler(self.model, max_rows=4)
         self.app = Worker(self.model, self.scheduler).app()
-        self.client = ReplicaClient(transport=httpx.ASGITransport(self.app, raise_app_exceptions=False))
+        self.client = ReplicaClient(wire=HttpxWire(httpx.ASGITransport(self.app, raise_app_exceptions=False)))
 
     def trained(self, prompt: Sequence[int], response: Sequence[int], adapter: str | None) -> list[float]:
         """The trainer's log-probabilities."""
@@ -137,7 +139,7 @@ async def test_a_stream_says_what_the_whole_answer_says(served: Served) -> None:
     body = CHAT | {"max_tokens": 16, "seed": 5, "n": 2, "stream_options": {"include_usage": True}}
     whole, trace = await served.client.chat(body, model="base", version="v", request_id="r")
     stream = await served.client.chat_stream(body, model="base", version="v", request_id="s", on_close=lambda: None)
-    chunks = [chunk async for chunk in stream]
+    chunks = await all_chunks(stream)
     assert stream.trace.choices == trace.choices
     assert stream.trace.prompt_ids == trace.prompt_ids
     assert stream.trace.usage == trace.usage == whole["usage"]
@@ -261,7 +263,7 @@ async def nothing_is_drawn(served: Served) -> None:
 async def test_a_caller_who_leaves_a_stream_ends_the_drawing(t5: Served) -> None:
     async with on_a_socket(t5) as client:
         stream = await client.chat_stream(ENDLESS, model="base", version="v", request_id="r", on_close=lambda: None)
-        chunks = aiter(stream)
+        chunks = each_chunk(stream)
         for _ in range(3):
             await anext(chunks)
         await stream.aclose()

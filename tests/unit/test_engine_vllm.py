@@ -15,6 +15,7 @@ from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 from plaudit_server.settings import Settings
 from tests.support.engine_folders import make_base
 from tests.support.engine_stub import StubVllm, logprobs, make_version
+from tests.support.streams import all_chunks
 
 CHAT: Any = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -289,10 +290,9 @@ async def test_a_stream_counts_as_load_until_it_is_closed(fleet: Fleet) -> None:
     stream = await fleet.engine.chat_stream(CHAT, version="base", request_id="r")
     assert fleet.engine._replicas[0].load == 1
 
-    chunks = [chunk async for chunk in stream]
-    await stream.aclose()
+    chunks = await all_chunks(stream)
 
-    assert [c["model"] for c in chunks] == ["base"]
+    assert [c["model"] for c in chunks] == ["policy@v7"]
     assert stream.trace.choices[0].response_ids == [7] and stream.trace.choices[0].logprobs == [-0.5]
     assert fleet.engine._replicas[0].load == 0
 

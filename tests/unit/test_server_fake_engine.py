@@ -10,6 +10,7 @@ from plaudit.wire.training import GeneratePrompt, TokenSequence
 from plaudit_server.engine.base import AdapterRef, Engine
 from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
+from tests.support.streams import all_chunks, each_chunk
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -48,9 +49,9 @@ async def test_a_stream_says_what_the_whole_answer_says(engine: FakeEngine) -> N
     answer, whole = await engine.chat(BODY | {"n": 2, "logprobs": True}, version="base", request_id="a")
     stream = await engine.chat_stream(BODY | {"n": 2, "logprobs": True}, version="base", request_id="b")
     texts = {0: "", 1: ""}
-    async for chunk in stream:
-        for choice in chunk["choices"]:  # type: ignore[union-attr]
-            texts[choice["index"]] += choice["delta"].get("content", "")  # type: ignore[index,call-overload,union-attr,operator]
+    async for chunk in each_chunk(stream):
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content", "")
     assert stream.trace.choices == whole.choices
     assert texts == {index: choice.text for index, choice in whole.choices.items()}
     for index, choice in whole.choices.items():
@@ -74,13 +75,13 @@ async def test_failures(engine: FakeEngine) -> None:
     engine.fail_after_tokens = 2
     stream = await engine.chat_stream(BODY, version="base", request_id="a")
     with pytest.raises(EngineError, match="broke down"):
-        [chunk async for chunk in stream]
+        await all_chunks(stream)
     assert len(stream.trace.choices[0].response_ids) == 2
 
 
 async def test_closing_a_stream_aborts_it(engine: FakeEngine) -> None:
     stream = await engine.chat_stream(BODY, version="base", request_id="req-1")
-    await anext(aiter(stream))
+    await anext(each_chunk(stream))
     await stream.aclose()
     assert engine.aborted == ["req-1"]
 

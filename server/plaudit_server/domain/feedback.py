@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from plaudit_server.domain.ids import minted_at_ms
 from plaudit_server.domain.records import Fate
 from plaudit_server.errors import Gone, NotFound
 
@@ -40,7 +41,20 @@ def check_target(response_id: str, fate: Fate, *, in_flight: bool) -> None:
             f"{response_id} was made with `store: false` and cannot be rated.", code="not_stored", param="response_id"
         )
     if fate == "unknown" and not in_flight:
-        raise NotFound(f"There is no answer {response_id}.", code="response_not_found", param="response_id")
+        lost = " It was never given, or a server ended too suddenly to write it." if minted_at_ms(response_id) else ""
+        raise NotFound(f"There is no answer {response_id}.{lost}", code="response_not_found", param="response_id")
+
+
+LONGEST_ANSWER_MS = 600_000
+
+
+def may_be_on_its_way(response_id: str, *, now_ms: int) -> bool:
+    """Whether the row of an answer that nobody knows may be about to be written by another gateway process.
+
+    Ids are made when a chat begins, so one that was made longer ago than an answer takes is simply not there.
+    """
+    minted = minted_at_ms(response_id)
+    return minted is not None and now_ms - minted < LONGEST_ANSWER_MS
 
 
 def check_rater(response_id: str, rater: str, asker: str | None) -> None:

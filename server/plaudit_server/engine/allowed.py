@@ -4,8 +4,9 @@ vLLM's server has endpoints that stop it, load weights into it or run code in it
 key. Ours is its only client; the paths below are all that this client will ever send, whatever a caller of ours says.
 """
 
-import httpx
+from collections.abc import Mapping
 
+from plaudit_server.engine.wire import Reply, ReplyStream, Wire
 from plaudit_server.errors import EngineError
 
 ALLOWED = frozenset(
@@ -21,31 +22,33 @@ ALLOWED = frozenset(
 )
 
 
-class OnlyAllowed(httpx.AsyncBaseTransport):
-    """A transport that refuses every other request before anything of it is sent.
+class OnlyAllowed:
+    """A `Wire` that refuses every other request before anything of it is sent.
 
-    Args:
-        transport: what sends.
-        base_url: of the engine; the allowed paths lie below its path.
+    Paths are compared letter by letter and sent as they are: what a server makes of `/v1/../pause` or `%70ause` is not
+    left to chance.
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str) -> None:
-        self._transport = transport
-        below = httpx.URL(base_url).raw_path.decode("ascii").rstrip("/")
-        self._allowed = {(method, below + path) for method, path in ALLOWED}
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request that is allowed.
+    async def send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, limit_s: float | None
+    ) -> Reply:
+        """See `Wire.send`. Raises EngineError for what is not allowed."""
+        _check(method, path)
+        return await self._wire.send(method, path, body, headers, limit_s=limit_s)
 
-        Raises:
-            EngineError: it is not.
-        """
-        # The raw path: what a server makes of `/v1/../pause` or `%70ause` is not left to chance.
-        path = request.url.raw_path.decode("ascii")
-        if (request.method, path) not in self._allowed:
-            raise EngineError(f"{request.method} {path[:64]} is nothing that the engine may be asked.")
-        return await self._transport.handle_async_request(request)
+    async def open(self, path: str, body: bytes, headers: Mapping[str, str]) -> ReplyStream:
+        """See `Wire.open`. Raises EngineError for what is not allowed."""
+        _check("POST", path)
+        return await self._wire.open(path, body, headers)
 
     async def aclose(self) -> None:
         """Close what is behind."""
-        await self._transport.aclose()
+        await self._wire.aclose()
+
+
+def _check(method: str, path: str) -> None:
+    if (method, path) not in ALLOWED:
+        raise EngineError(f"{method} {path[:64]} is nothing that the engine may be asked.")

@@ -5,7 +5,7 @@ their version name, are immutable, and are loaded and proven on *every* replica 
 Nothing here assumes that replicas are local.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,13 +59,35 @@ class ChatTrace:
     first_token_at: float | None = None  # time.monotonic()
 
 
+@dataclass(frozen=True, slots=True)
+class Brand:
+    """What an answer and each of its chunks say of their making. `created` in seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+    def on(self, answer: JsonObject) -> JsonObject:
+        """An answer or chunk of the engine under our name."""
+        ours: JsonObject = {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+        return ours | answer | ours
+
+
 class ChatStream(Protocol):
-    """A streamed answer. Iterate to get OpenAI chunks; closing it aborts generation in the engine."""
+    """A streamed answer. Closing it aborts generation in the engine; its trace is whole afterwards."""
 
     trace: ChatTrace
 
-    def __aiter__(self) -> AsyncIterator[JsonObject]:
-        """Chunks as the caller asked for them: what we asked the engine for in addition is taken out."""
+    def events(self, brand: Brand) -> AsyncGenerator[bytes]:
+        """OpenAI's chunks as server-sent events, as the caller asked for them: what we asked the engine for in addition
+        is taken out. Several come at once where the engine sent them together. `[DONE]` is left to the caller.
+        """
         ...
 
     async def aclose(self) -> None:

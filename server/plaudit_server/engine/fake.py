@@ -9,10 +9,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
@@ -20,7 +22,7 @@ from plaudit.wire.fingerprint import file_sha256
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
-from plaudit_server.engine.base import AdapterRef, ChatTrace, ChoiceTrace
+from plaudit_server.engine.base import AdapterRef, Brand, ChatTrace, ChoiceTrace
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
 logger = logging.getLogger(__name__)
@@ -250,11 +252,12 @@ class FakeStream:
         self._chunks = self._generate()
         self._done = False
 
-    def __aiter__(self) -> AsyncIterator[JsonObject]:
-        """The chunks."""
-        return self._chunks
+    async def events(self, brand: Brand) -> AsyncGenerator[bytes]:
+        """The chunks as server-sent events."""
+        async for chunk in self._chunks:
+            yield b"data: " + orjson.dumps(brand.on(chunk)) + b"\n\n"
 
-    async def _generate(self) -> AsyncIterator[JsonObject]:
+    async def _generate(self) -> AsyncGenerator[JsonObject]:
         wants_logprobs = bool(self._body.get("logprobs"))
         spoken: set[int] = set()
         async for choice, token in self._engine._draw(self._body, self._version, self.trace):
@@ -276,7 +279,7 @@ class FakeStream:
         if not self._done:
             self._done = True
             self._engine.aborted.append(self._request_id)
-        await self._chunks.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await self._chunks.aclose()
 
 
 def _append(choice: ChoiceTrace, token: str, position: int) -> None:

@@ -3,19 +3,20 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
 import orjson
 
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit_server.engine.allowed import OnlyAllowed
-from plaudit_server.engine.base import ChatTrace
-from plaudit_server.engine.trace import SseParser, Tracer, is_logprob, read_json
+from plaudit_server.engine.base import Brand, ChatTrace
+from plaudit_server.engine.events import EventRewriter
+from plaudit_server.engine.trace import Tracer, is_logprob, read_json
+from plaudit_server.engine.wire import PooledWire, ReplyStream, Unreachable, Wire
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 from plaudit_server.tracing import outgoing_headers
 
@@ -27,8 +28,8 @@ PROBE_PRIORITY = 5
 _CONCURRENT_ROLLOUTS = 64
 _CONCURRENT_SCORES = 4
 _SCORES_A_REQUEST = 8
-_CALL_TIMEOUT = httpx.Timeout(60, connect=5)
-_WORK_TIMEOUT = httpx.Timeout(None, connect=5)
+_CALL_S = 60.0
+_UNAVAILABLE = 503
 
 
 class ReplicaClient:
@@ -38,18 +39,8 @@ class ReplicaClient:
     `EngineError` for its 5xx.
     """
 
-    def __init__(
-        self,
-        *,
-        socket: Path | None = None,
-        url: str = "http://engine",
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        # vLLM closes idle connections after 5 s; ours must go first, or a request is lost on a closing one.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2)
-        transport = transport or httpx.AsyncHTTPTransport(uds=str(socket) if socket else None, limits=limits)
-        transport = OnlyAllowed(transport, url)
-        self._http = httpx.AsyncClient(transport=transport, base_url=url, timeout=_CALL_TIMEOUT, trust_env=False)
+    def __init__(self, *, socket: Path | None = None, url: str = "http://engine", wire: Wire | None = None) -> None:
+        self._wire: Wire = OnlyAllowed(wire or PooledWire(url if socket is None else f"unix://{socket}"))
         self._rollouts = asyncio.Semaphore(_CONCURRENT_ROLLOUTS)
         self._scores = asyncio.Semaphore(_CONCURRENT_SCORES)
 
@@ -61,12 +52,12 @@ class ReplicaClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._wire.aclose()
 
     async def healthy(self, *, timeout_s: float = 5) -> bool:
         """Whether the server answers and its engine core lives."""
-        with contextlib.suppress(httpx.HTTPError, OSError):
-            return (await self._http.get("/health", timeout=timeout_s)).is_success
+        with contextlib.suppress(Unreachable):
+            return _is_success((await self._wire.send("GET", "/health", None, {}, limit_s=timeout_s)).status)
         return False
 
     async def models(self) -> set[str]:
@@ -85,7 +76,7 @@ class ReplicaClient:
     async def call_workers(self, method: str, *args: Any, timeout_s: float = 60) -> list[Any]:
         """Run a method of the worker extension in every worker; one result each."""
         body = {"method": method, "args": list(args), "timeout": timeout_s}
-        answer = await self._call("POST", "/collective_rpc", body, timeout=httpx.Timeout(timeout_s + 5, connect=5))
+        answer = await self._call("POST", "/collective_rpc", body, limit_s=timeout_s + 5)
         results = answer.get("results")
         return results if isinstance(results, list) else []
 
@@ -95,7 +86,7 @@ class ReplicaClient:
         """One whole chat completion; see `Engine.chat`."""
         tracer = Tracer(body, version=version)
         request = tracer.request(model, stream=False)
-        answer = await self._call("POST", "/v1/chat/completions", request, timeout=_WORK_TIMEOUT, request_id=request_id)
+        answer = await self._call("POST", "/v1/chat/completions", request, limit_s=None, request_id=request_id)
         return tracer.whole(answer), tracer.trace
 
     async def chat_stream(
@@ -103,17 +94,16 @@ class ReplicaClient:
     ) -> "ReplicaStream":
         """A chat completion, streamed. Returns once the server has accepted it; `on_close` is called once after it."""
         tracer = Tracer(body, version=version)
-        request = self._request("/v1/chat/completions", tracer.request(model, stream=True), request_id)
+        body_bytes = orjson.dumps(tracer.request(model, stream=True))
         try:
-            response = await self._http.send(request, stream=True)
-        except (httpx.HTTPError, OSError) as error:
+            reply = await self._wire.open("/v1/chat/completions", body_bytes, _headers(request_id))
+        except Unreachable as error:
             raise _unreachable(error) from error
-        if not response.is_success:
-            with contextlib.suppress(httpx.HTTPError):
-                await response.aread()
-            await response.aclose()
-            raise _refusal(response)
-        return ReplicaStream(response, tracer, on_close)
+        if not _is_success(reply.status):
+            content = await reply.read()
+            reply.close()
+            raise _refusal(reply.status, content)
+        return ReplicaStream(reply, tracer, on_close)
 
     async def generate(
         self, prompts: Sequence[GeneratePrompt], *, model: str, n: int, sampling: SamplingParams
@@ -139,10 +129,10 @@ class ReplicaClient:
                 if prompt.prompt_ids is not None:
                     body |= {"prompt": prompt.prompt_ids, "logprobs": 0}
                     body.setdefault("max_tokens", None)
-                    answer = await self._call("POST", "/v1/completions", body, timeout=_WORK_TIMEOUT)
+                    answer = await self._call("POST", "/v1/completions", body, limit_s=None)
                 else:
                     body |= {"messages": prompt.messages, "logprobs": True}
-                    answer = await self._call("POST", "/v1/chat/completions", body, timeout=_WORK_TIMEOUT)
+                    answer = await self._call("POST", "/v1/chat/completions", body, limit_s=None)
             except EngineRefused:
                 return []
         return [drawn for choice in answer["choices"] if (drawn := _drawn(index, answer, choice)) is not None]
@@ -174,19 +164,11 @@ class ReplicaClient:
             "priority": priority,
         }
         async with self._scores:
-            answer = await self._call("POST", "/v1/completions", body, timeout=_WORK_TIMEOUT)
+            answer = await self._call("POST", "/v1/completions", body, limit_s=None)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if len(choices) != len(sequences):
             raise EngineError(f"the engine scored {len(choices)} of {len(sequences)} sequences")
         return [_response_logprobs(s, choice) for s, choice in zip(sequences, choices, strict=True)]
-
-    def _request(self, path: str, body: JsonObject | dict[str, Any], request_id: str | None) -> httpx.Request:
-        headers = {"Content-Type": "application/json"} | outgoing_headers()
-        if request_id is not None:
-            headers["X-Request-Id"] = request_id
-        return self._http.build_request(
-            "POST", path, content=orjson.dumps(body), headers=headers, timeout=_WORK_TIMEOUT
-        )
 
     async def _call(
         self,
@@ -194,69 +176,58 @@ class ReplicaClient:
         path: str,
         body: dict[str, Any] | None = None,
         *,
-        timeout: httpx.Timeout = _CALL_TIMEOUT,  # noqa: ASYNC109  # httpx's, for each of its phases
+        limit_s: float | None = _CALL_S,
         request_id: str | None = None,
     ) -> dict[str, Any]:
-        headers = ({"X-Request-Id": request_id} if request_id is not None else {}) | outgoing_headers()
         content = None if body is None else orjson.dumps(body)
-        if content is not None:
-            headers["Content-Type"] = "application/json"
         try:
-            response = await self._http.request(method, path, content=content, headers=headers, timeout=timeout)
-        except (httpx.HTTPError, OSError) as error:
+            reply = await self._wire.send(method, path, content, _headers(request_id), limit_s=limit_s)
+        except Unreachable as error:
             raise _unreachable(error) from error
-        if not response.is_success:
-            raise _refusal(response)
-        return read_json(response.content) if response.content[:1] == b"{" else {}
+        if not _is_success(reply.status):
+            raise _refusal(reply.status, reply.content)
+        return read_json(reply.content) if reply.content[:1] == b"{" else {}
 
 
 class ReplicaStream:
     """A streamed chat answer. Closing it closes the connection, on which vLLM aborts the generation."""
 
-    def __init__(self, response: httpx.Response, tracer: Tracer, on_close: Callable[[], None]) -> None:
-        self._response = response
+    def __init__(self, reply: ReplyStream, tracer: Tracer, on_close: Callable[[], None]) -> None:
+        self._reply = reply
         self._tracer = tracer
         self._on_close = on_close
         self._closed = False
+        self._rewriter: EventRewriter | None = None
         self.trace = tracer.trace
 
-    async def __aiter__(self) -> AsyncIterator[JsonObject]:
-        """Chunks as the caller asked for them.
+    async def events(self, brand: Brand) -> AsyncGenerator[bytes]:
+        """The chunks as server-sent events under our name; see `ChatStream.events`.
 
         Raises:
             EngineError: the engine failed, or went away, in mid-stream.
         """
-        parser, done = SseParser(), False
+        rewriter = self._rewriter = EventRewriter(self._tracer, brand)
         try:
-            async for data in self._response.aiter_bytes():
-                for payload in parser.feed(data):
-                    if payload == b"[DONE]":
-                        done = True
-                        continue
-                    chunk = self._read(payload)
-                    if chunk is not None:
-                        yield chunk
-        except (httpx.HTTPError, OSError) as error:
+            async for data in self._reply:
+                if events := rewriter.feed(data):
+                    yield events
+                if rewriter.failure is not None:
+                    raise rewriter.failure
+        except Unreachable as error:
             raise _unreachable(error) from error
-        finally:
-            await self.aclose()
-        if not done:
+        if not rewriter.done:
             raise EngineUnavailable("The engine went away in the middle of the answer.")
-
-    def _read(self, payload: bytes) -> JsonObject | None:
-        chunk = read_json(payload)
-        if "error" in chunk:
-            raise EngineError(str((chunk["error"] or {}).get("message") or "the engine failed in mid-stream"))
-        return self._tracer.chunk(chunk)
 
     async def aclose(self) -> None:
         """Stop generation, if it has not ended."""
         if self._closed:
             return
         self._closed = True
+        if self._rewriter is not None:
+            self._rewriter.settle()
         self._tracer.end()
         try:
-            await self._response.aclose()
+            self._reply.close()
         finally:
             self._on_close()
 
@@ -277,24 +248,35 @@ def _leaves(group: BaseExceptionGroup[EngineError]) -> "itertools.chain[EngineEr
     return itertools.chain(leaves)
 
 
-def _unreachable(error: Exception) -> EngineUnavailable:
-    return EngineUnavailable(f"The engine cannot be reached ({type(error).__name__}); try again shortly.")
+def _headers(request_id: str | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"} | outgoing_headers()
+    if request_id is not None:
+        headers["X-Request-Id"] = request_id
+    return headers
 
 
-def _refusal(response: httpx.Response) -> EngineError:
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _unreachable(error: Unreachable) -> EngineUnavailable:
+    return EngineUnavailable(f"The engine cannot be reached ({error}); try again shortly.")
+
+
+def _refusal(status: int, content: bytes) -> EngineError:
     """vLLM's error answer as ours. Its two shapes: OpenAI's, and FastAPI's `detail`."""
-    message, param, code = f"the engine answered {response.status_code}", None, None
-    with contextlib.suppress(orjson.JSONDecodeError, httpx.ResponseNotRead):
-        body = orjson.loads(response.content)
+    message, param, code = f"the engine answered {status}", None, None
+    with contextlib.suppress(orjson.JSONDecodeError):
+        body = orjson.loads(content)
         error = body.get("error", body) if isinstance(body, dict) else {}
         if isinstance(error, dict):
             message = str(error.get("message") or error.get("detail") or message)
             param = error.get("param") if isinstance(error.get("param"), str) else None
             code = error.get("type") if isinstance(error.get("type"), str) else None
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if status == _UNAVAILABLE:
         return EngineUnavailable(message)
-    if response.is_client_error:
-        return EngineRefused(response.status_code, message, code=code, param=param)
+    if 400 <= status < 500:
+        return EngineRefused(status, message, code=code, param=param)
     return EngineError(message)
 
 

@@ -49,6 +49,11 @@ class Tracer:
         options = body.get("stream_options")
         self._wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
 
+    @property
+    def wants_everything(self) -> bool:
+        """Whether the caller asked for something that we would otherwise take out."""
+        return self._wants_logprobs or self._wants_ids
+
     def request(self, model: str, *, stream: bool) -> dict[str, Any]:
         """The body for vLLM, which knows the version as `model`."""
         body: dict[str, Any] = {name: value for name, value in self._body.items() if name not in _OURS}
@@ -71,20 +76,25 @@ class Tracer:
         self._finish()
         return self._strip(answer)
 
-    def chunk(self, chunk: dict[str, Any]) -> JsonObject | None:
-        """Note a chunk; returns it as the caller wants it, or None where it has nothing for them."""
+    def note(self, chunk: dict[str, Any]) -> None:
+        """Note a chunk that the caller has already."""
         if chunk.get("prompt_token_ids") is not None:
             self.trace.prompt_ids = chunk["prompt_token_ids"]
         if chunk.get("usage") is not None:
             self.trace.usage = chunk["usage"]
-            if not self._wants_usage:
-                chunk.pop("usage")
-                if not chunk["choices"]:
-                    return None
         for choice in chunk["choices"]:
             if choice.get("token_ids") and self.trace.first_token_at is None:
                 self.trace.first_token_at = time.monotonic()
             self._note(choice, choice["delta"])
+
+    def chunk(self, chunk: dict[str, Any]) -> JsonObject | None:
+        """Note a chunk; returns it as the caller wants it, or None where it has nothing for them."""
+        self.note(chunk)
+        if chunk.get("usage") is not None and not self._wants_usage:
+            chunk.pop("usage")
+            if not chunk["choices"]:
+                return None
+        for choice in chunk["choices"]:
             self._strip_choice(choice)
         return self._strip(chunk)
 
@@ -133,7 +143,9 @@ def drawn_logprobs(logprobs: dict[str, Any] | None) -> list[float] | None:
     if content is None:
         return None
     values = [entry.get("logprob") for entry in content]
-    return values if all(is_logprob(value) for value in values) else None
+    if values and set(map(type, values)) == {float} and math.isfinite(sum(values)) and min(values) > MISSING_LOGPROB:
+        return values  # the usual, without a call for each of them
+    return values if all(map(is_logprob, values)) else None
 
 
 def is_logprob(value: object) -> bool:

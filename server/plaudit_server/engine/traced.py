@@ -1,6 +1,6 @@
 """An engine whose calls are spans, and which is told of the trace. Put around the engine only where traces are on."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from plaudit.wire.base import JsonObject
@@ -8,7 +8,7 @@ from plaudit.wire.chat import SamplingParams
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
-from plaudit_server.engine.base import AdapterRef, ChatStream, ChatTrace, Engine
+from plaudit_server.engine.base import AdapterRef, Brand, ChatStream, ChatTrace, Engine
 from plaudit_server.tracing import Attributes, Tracing, carried_by, failed
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ class _TracedStream:
         self._stream = stream
         self._span = span
 
-    def __aiter__(self) -> AsyncIterator[JsonObject]:
-        """The stream's own iterator: no token passes through here."""
-        return self._stream.__aiter__()
+    def events(self, brand: Brand) -> AsyncGenerator[bytes]:
+        """The stream's own events: no token passes through here."""
+        return self._stream.events(brand)
 
     async def aclose(self) -> None:
         """Stop generation, and end the span."""

@@ -15,6 +15,7 @@ from plaudit_server.domain.feedback import check_target
 from plaudit_server.domain.moments import now_ms, to_ms
 from plaudit_server.domain.records import Interaction
 from plaudit_server.errors import BadRequest, Gone, Unprocessable
+from plaudit_server.routes.direct import DirectRoute
 from plaudit_server.routes.shared import (
     After,
     Anybody,
@@ -38,7 +39,6 @@ router = guarded_router("chat")
 _CONSENT = {"true": True, "1": True, "granted": True, "false": False, "0": False, "denied": False}
 
 
-@router.post("/v1/chat/completions", responses=errors(404, 502), summary="Chat")
 async def create_completion(asked: ChatRequest, request: Request, services: S, principal: Chatter) -> Any:
     """OpenAI's chat completions, streaming and not; fields not listed go to the engine unread."""
     chat = await _chat(asked, request, services, principal)
@@ -51,6 +51,16 @@ async def create_completion(asked: ChatRequest, request: Request, services: S, p
     if answer is None:
         return Response(status_code=499)  # nobody is there to read it
     return sse.json_response(answer, chat.headers())
+
+
+router.add_api_route(
+    "/v1/chat/completions",
+    create_completion,
+    methods=["POST"],
+    responses=errors(404, 502),
+    summary="Chat",
+    route_class_override=DirectRoute,
+)
 
 
 async def _chat(asked: ChatRequest, request: Request, services: Services, principal: Principal) -> Chat:
@@ -105,6 +115,7 @@ async def list_completions(
 ) -> Page[StoredCompletion]:
     """Answers, newest first. `metadata[name]=value` in the query keeps those that carry it."""
     metadata = _metadata_filter(request)
+    await services.answering.all_written()
     hashed = services.hash_user(user) if user else None
 
     async def read(conn: Connection) -> tuple[list[Interaction], bool, dict[str, int]]:
@@ -146,6 +157,7 @@ async def get_completion(response_id: str, services: S, principal: Reader) -> St
             raise Gone(f"{response_id} is gone.")
         return row, (await feedback_store.counts(conn, [response_id])).get(response_id, 0)
 
+    await services.answering.written(response_id)
     row, count = await services.database.read(read)
     return views.stored_completion(row, services.cipher, count)
 
@@ -153,6 +165,7 @@ async def get_completion(response_id: str, services: S, principal: Reader) -> St
 @router.delete("/v1/chat/completions/{response_id}", responses=errors(404, 410), summary="Erase a stored completion")
 async def delete_completion(response_id: str, services: S, principal: Operator) -> Deleted:
     """Erase an answer and what was said about it. Later votes on it get 410."""
+    await services.answering.written(response_id)
     speaking = services.answering.is_speaking(response_id)
 
     async def forget(conn: Connection) -> None:

@@ -1,7 +1,8 @@
 """Users' feedback. What is answered with 2xx is durable."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
@@ -24,7 +25,16 @@ from plaudit.wire.feedback import (
     WrittenText,
 )
 from plaudit_server import views
-from plaudit_server.domain.feedback import Outcome, check_rater, check_target, outcome, sign, status_code
+from plaudit_server.answer_log import WINDOW_S
+from plaudit_server.domain.feedback import (
+    Outcome,
+    check_rater,
+    check_target,
+    may_be_on_its_way,
+    outcome,
+    sign,
+    status_code,
+)
 from plaudit_server.domain.grants import Grant
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import DAY_MS, now_ms, to_moment, to_ms
@@ -49,6 +59,8 @@ from plaudit_server.routes.shared import (
 )
 from plaudit_server.services import Services
 from plaudit_server.store import Connection, comparisons, events, feedback, feedback_tokens, interactions
+
+T = TypeVar("T")
 
 router = guarded_router("feedback")
 token_router = APIRouter(route_class=TokenRoute, tags=["feedback"], responses=errors())
@@ -90,6 +102,7 @@ async def give_batch(given: FeedbackBatchRequest, request: Request, services: S,
             return _refused(error)
         return FeedbackBatchItem(status=status_code(status), feedback=views.feedback(row, services.cipher, status))
 
+    await services.answering.all_written()
     # Queued in order and written in order, so that the later of two votes by one user stands.
     return FeedbackBatch(results=list(await asyncio.gather(*(one(item) for item in given.items))))
 
@@ -130,10 +143,23 @@ async def _give(
         row, what = await feedback.put(conn, new)
         return row, outcome(what, fate)
 
-    row, status = await services.database.write(put, touching=[given.response_id])
+    row, status = await _with_answers(services, put, given.response_id)
     if given.value is not None:
         services.telemetry.voted(row.version, sign(given.value), current=services.serving.current())
     return row, status
+
+
+async def _with_answers(services: Services, op: Callable[[Connection], Awaitable[T]], *response_ids: str) -> T:
+    """Write something about answers whose rows may still be on their way, from here or from another gateway process."""
+    touching = [each for each in response_ids if each]
+    await services.answering.written(*touching)
+    try:
+        return await services.database.write(op, touching=touching)
+    except NotFound:
+        if not any(may_be_on_its_way(each, now_ms=now_ms()) for each in response_ids):
+            raise
+    await asyncio.sleep(2 * WINDOW_S)
+    return await services.database.write(op, touching=touching)
 
 
 def _sealed(text: str | None, services: Services) -> SealedText | None:
@@ -151,6 +177,7 @@ async def make_token(given: FeedbackTokenRequest, services: S, principal: Rater)
             raise Conflict("The answer is not written yet; try again shortly.", code="answer_in_flight")
         return row
 
+    await services.answering.written(given.response_id)
     row = await services.database.read(find)
     assert row.end_user is not None  # `find` saw to it
     expires_at_ms = now_ms() + given.expires_in * 1000
@@ -198,6 +225,7 @@ async def list_feedback(
     limit: Limit = 20,
 ) -> Page[Feedback]:
     """Live feedback, newest first."""
+    await services.answering.all_written()  # an early vote learns its version from its answer's row
     rows = await services.database.read(
         lambda conn: feedback.page(
             conn,
@@ -215,6 +243,7 @@ async def list_feedback(
 @router.get("/v1/feedback/{feedback_id}", responses=errors(404), summary="One piece of feedback")
 async def get_feedback(feedback_id: str, services: S, principal: Reader) -> Feedback:
     """One piece of feedback."""
+    await services.answering.all_written()
     row = await services.database.read(lambda conn: feedback.get(conn, feedback_id))
     if row is None:
         raise NotFound(f"There is no feedback {feedback_id[:64]}.", code="feedback_not_found")
@@ -254,8 +283,8 @@ async def compare(given: ComparisonRequest, request: Request, services: S, princ
         )
         return await comparisons.add(conn, new)
 
-    touching = [side for side in (given.chosen, given.rejected) if isinstance(side, str)]
-    return views.comparison(await services.database.write(add, touching=touching), services.cipher)
+    sides = [side for side in (given.chosen, given.rejected) if isinstance(side, str)]
+    return views.comparison(await _with_answers(services, add, *sides), services.cipher)
 
 
 async def _side(conn: Connection, side: str | WrittenText, name: str, services: Services) -> Interaction | None:
@@ -305,5 +334,4 @@ async def report(given: EventRequest, request: Request, services: S, principal: 
             await _check_known(conn, given.new_response_id, "new_response_id", services)
         return await events.add(conn, new)
 
-    touching = [given.response_id, *([given.new_response_id] if given.new_response_id else [])]
-    return views.event(await services.database.write(add, touching=touching))
+    return views.event(await _with_answers(services, add, given.response_id, given.new_response_id or ""))

@@ -1,6 +1,6 @@
 """Answers, and what became of those that are not kept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,27 @@ class Forgotten:
 
 
 async def add(conn: AsyncConnection, interaction: Interaction) -> None:
-    """Write one answer. Feedback that came before it learns its version. An answer erased meanwhile is not written."""
-    if await fate(conn, interaction.id) != "unknown":
+    """Write one answer; see `add_many`."""
+    await add_many(conn, [interaction])
+
+
+async def add_many(conn: AsyncConnection, answers: Sequence[Interaction]) -> None:
+    """Write answers, one statement a table however many they are.
+
+    Feedback that came before an answer learns its version. An answer erased meanwhile is not written.
+    """
+    known = await _known(conn, [answer.id for answer in answers])
+    new = {answer.id: answer for answer in answers if answer.id not in known}
+    if not new:
         return
-    await conn.execute(insert(t.interactions).values(_to_row(interaction)))
-    if interaction.metadata:
-        labels = [{"response_id": interaction.id, "name": n, "value": v} for n, v in interaction.metadata.items()]
+    await conn.execute(insert(t.interactions), [_to_row(answer) for answer in new.values()])
+    labels = [{"response_id": a.id, "name": n, "value": v} for a in new.values() for n, v in a.metadata.items()]
+    if labels:
         await conn.execute(insert(t.interaction_metadata), labels)
-    early = t.feedback.c.response_id == interaction.id
-    await conn.execute(update(t.feedback).where(early).values(version=interaction.version))
+    early = select(t.feedback.c.response_id).where(t.feedback.c.response_id.in_(new)).distinct()
+    for response_id in (await conn.execute(early)).scalars().all():
+        said = t.feedback.c.response_id == response_id
+        await conn.execute(update(t.feedback).where(said).values(version=new[response_id].version))
 
 
 async def get(conn: AsyncConnection, response_id: str) -> Interaction | None:
@@ -100,6 +112,14 @@ async def asked_by(conn: AsyncConnection, response_id: str) -> tuple[str | None,
     query = select(answer.end_user, answer.key_id).where(answer.id == response_id)
     found = (await conn.execute(query)).one_or_none()
     return (None, None) if found is None else (found.end_user, found.key_id)
+
+
+async def _known(conn: AsyncConnection, response_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that have a row or a tombstone."""
+    found: set[str] = set()
+    for column in (t.tombstones.c.response_id, t.interactions.c.id):
+        found.update((await conn.execute(select(column).where(column.in_(response_ids)))).scalars())
+    return found
 
 
 def from_row(row: Row[Any]) -> Interaction:
