@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     engine_urls: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="comma-separated URLs of running vLLM servers; unset: start one as a child"
     )
+    engine_quorum: int | None = Field(
+        default=None, ge=1, description="replicas that must prove a version; unset: all that are ready at that time"
+    )
     engine_args: str = Field(
         default="", description="further arguments for the engine's command, as a shell would split them"
     )

@@ -29,13 +29,13 @@ class Fleet:
 
     async def up(self, *places: int) -> None:
         for place in places or range(len(self.stubs)):
-            replica = self.engine._replicas[place]
+            replica = self.engine.fleet.replicas[place]
             replica.client = self.stubs[place].client()
-            await self.engine._restore(replica)
+            await self.engine.residency.restore(replica)
 
     def down(self, place: int) -> None:
         self.stubs[place].up = False
-        replica = self.engine._replicas[place]
+        replica = self.engine.fleet.replicas[place]
         replica.state = "down"
         replica.forget()
 
@@ -202,7 +202,7 @@ async def test_a_replica_that_restarts_gets_everything_back_before_it_is_ready(f
 
     await fleet.up(0)
 
-    assert set(fleet.engine._replicas[0].resident) == {"v1"}
+    assert set(fleet.engine.fleet.replicas[0].resident) == {"v1"}
     assert fleet.engine.resident() == {"base", "v1"}
 
 
@@ -214,8 +214,8 @@ async def test_a_replica_on_which_the_proof_no_longer_holds_serves_without_it(fl
 
     await fleet.up(0)
 
-    assert fleet.engine._replicas[0].state == "ready"
-    assert fleet.engine.resident() == {"base"}, "no longer on every replica"
+    assert fleet.engine.fleet.replicas[0].state == "ready"
+    assert fleet.engine.fleet.serving("v1") == [fleet.engine.fleet.replicas[1]]
     await fleet.engine.chat(CHAT, version="v1", request_id="r")
     assert not any(path == "/v1/chat/completions" for path, _ in fleet.stubs[0].calls)
 
@@ -280,28 +280,29 @@ async def test_the_least_loaded_replica_is_asked(fleet: Fleet) -> None:
     for stub in fleet.stubs:
         stub.chat_delay_s = 0.05
 
-    await asyncio.gather(*(fleet.engine.chat(CHAT, version="base", request_id=str(n)) for n in range(6)))
+    nobody: Any = {"messages": []}
+    await asyncio.gather(*(fleet.engine.chat(nobody, version="base", request_id=str(n)) for n in range(6)))
 
     assert [sum(path == "/v1/chat/completions" for path, _ in stub.calls) for stub in fleet.stubs] == [3, 3]
 
 
 async def test_a_stream_counts_as_load_until_it_is_closed(fleet: Fleet) -> None:
     stream = await fleet.engine.chat_stream(CHAT, version="base", request_id="r")
-    assert fleet.engine._replicas[0].load == 1
+    assert [replica.load for replica in fleet.engine.fleet.replicas].count(1) == 1
 
     chunks = [chunk async for chunk in stream]
     await stream.aclose()
 
     assert [c["model"] for c in chunks] == ["base"]
     assert stream.trace.choices[0].response_ids == [7] and stream.trace.choices[0].logprobs == [-0.5]
-    assert fleet.engine._replicas[0].load == 0
+    assert not any(replica.load for replica in fleet.engine.fleet.replicas)
 
 
 async def test_an_abandoned_stream_is_uncounted_too(fleet: Fleet) -> None:
     stream = await fleet.engine.chat_stream(CHAT, version="base", request_id="r")
     await stream.aclose()
 
-    assert fleet.engine._replicas[0].load == 0
+    assert not any(replica.load for replica in fleet.engine.fleet.replicas)
 
 
 async def test_generated_answers_come_in_the_prompts_order_from_all_replicas(fleet: Fleet) -> None:

@@ -20,7 +20,7 @@ from plaudit.wire.fingerprint import file_sha256
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
-from plaudit_server.engine.base import AdapterRef, ChatTrace, ChoiceTrace
+from plaudit_server.engine.base import AdapterRef, ChatTrace, ChoiceTrace, Member
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.retired: list[str] = []
         self.bodies: list[JsonObject] = []
+        self.members: list[Member] = []
         self._installed: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
 
@@ -125,6 +126,10 @@ class FakeEngine:
                 restarts=self.restarts,
             )
         ]
+
+    def follow(self, members: Sequence[Member], others: frozenset[str] | None) -> None:
+        """Remember the list; there is nothing behind it."""
+        self.members = list(members)
 
     def is_ready(self, version: str = "base") -> bool:
         """Whether `version` could answer."""

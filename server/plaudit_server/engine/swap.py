@@ -17,6 +17,7 @@ from plaudit.wire.training import TokenSequence
 from plaudit.wire.versions import Probe, ReplicaProof
 from plaudit_server.engine.artefact import CheckedAdapter
 from plaudit_server.engine.base import AdapterRef
+from plaudit_server.engine.breaker import Breaker
 from plaudit_server.engine.probe import ProbeResult, ScoredSequence, judge
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
@@ -37,15 +38,23 @@ class Resident:
 
 @dataclass(slots=True)
 class Replica:
-    """One vLLM server as the engine sees it."""
+    """One vLLM server as the engine sees it. `url` is None for a child of ours; draining, it takes nothing new."""
 
     name: str
+    url: str | None = None
     client: ReplicaClient | None = None
     state: Literal["starting", "ready", "down"] = "starting"
     detail: str | None = None
     restarts: int = 0
     resident: dict[str, Resident] = field(default_factory=dict)
     in_flight: Counter[str] = field(default_factory=Counter)
+    draining: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be given work."""
+        return self.state == "ready" and not self.draining
 
     @property
     def load(self) -> int:
@@ -54,7 +63,7 @@ class Replica:
 
     def serves(self, version: str) -> bool:
         """Whether it is ready and has the version proven."""
-        return self.state == "ready" and (version == BASE or version in self.resident)
+        return self.ready and (version == BASE or version in self.resident)
 
     def model(self, version: str) -> str:
         """The name by which vLLM knows the version here."""
@@ -84,7 +93,13 @@ class SwapRefused(Exception):
 
 
 async def prove_on(
-    replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, parent_model: str, bounds: Bounds
+    replica: Replica,
+    ref: AdapterRef,
+    adapter: CheckedAdapter,
+    parent_model: str,
+    bounds: Bounds,
+    *,
+    adopting: bool = False,
 ) -> tuple[ReplicaProof, Resident | None]:
     """Load and prove an adapter on one replica; unload it again where the proof fails.
 
@@ -94,14 +109,45 @@ async def prove_on(
         adapter: its checked artefact.
         parent_model: the name by which the replica knows the parent.
         bounds: for the slope.
+        adopting: use what another gateway has loaded there, if it can be proven; else load our own beside it.
 
     Raises:
         EngineUnavailable: the replica went away.
     """
-    proof = ReplicaProof(replica=replica.name, passed=False, slope=None, tensors_expected=len(adapter.tensors))
+    if adopting:
+        found = await adopt(replica, ref, adapter)
+        if found is not None:
+            proof = await _prove(replica, found, adapter, parent_model, bounds)
+            if proof.passed:
+                return proof, found
+    proof = _unproven(replica, adapter)
     resident: Resident | None = None
     try:
         resident = await load(replica, ref, adapter)
+    except EngineUnavailable:
+        raise
+    except (SwapRefused, EngineError) as error:
+        proof.reason = str(error)
+    else:
+        proof = await _prove(replica, resident, adapter, parent_model, bounds)
+    if proof.passed:
+        return proof, resident
+    _log.warning("%s is not proven on %s: %s", ref.name, replica.name, proof.reason)
+    if resident is not None:
+        await unload(replica, resident)
+    return proof, None
+
+
+def _unproven(replica: Replica, adapter: CheckedAdapter) -> ReplicaProof:
+    return ReplicaProof(replica=replica.name, passed=False, slope=None, tensors_expected=len(adapter.tensors))
+
+
+async def _prove(
+    replica: Replica, resident: Resident, adapter: CheckedAdapter, parent_model: str, bounds: Bounds
+) -> ReplicaProof:
+    """Bytes, then behaviour, of what is loaded there. Raises EngineUnavailable."""
+    proof = _unproven(replica, adapter)
+    try:
         await _prove_bytes(replica, resident, adapter, proof)
         result = await probe_replica(replica.reach(), resident.lora_name, parent_model, adapter.probe, bounds)
         _fill(proof, result)
@@ -109,13 +155,26 @@ async def prove_on(
         raise
     except (SwapRefused, EngineError) as error:
         proof.reason = str(error)
-    if proof.reason is None:
-        proof.passed = True
-        return proof, resident
-    _log.warning("%s is not proven on %s: %s", ref.name, replica.name, proof.reason)
-    if resident is not None:
-        await unload(replica, resident)
-    return proof, None
+    proof.passed = proof.reason is None
+    return proof
+
+
+async def adopt(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Resident | None:
+    """The version as another gateway has loaded it on this replica, unproven; None where it is not there whole."""
+    client = replica.reach()
+    names = sorted(name for name in await client.models() if name.startswith(_prefix(ref)))
+    if not names:
+        return None
+    workers = await held_numbers(client)
+    for number in sorted(set.intersection(*workers)):
+        answers = await client.call_workers("plaudit_digests", number, adapter.manifest.lora.rank)
+        if answers and all(_compare(place, answer, adapter)[1] is None for place, answer in enumerate(answers)):
+            return Resident(ref, names[0], frozenset({number}))
+    return None
+
+
+def _prefix(ref: AdapterRef) -> str:
+    return f"{ref.name}-{ref.manifest_sha256[:8]}-"
 
 
 async def load(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Resident:
@@ -125,10 +184,10 @@ async def load(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Re
         SwapRefused: no worker took up an adapter.
     """
     client = replica.reach()
-    lora_name = f"{ref.name}-{ref.manifest_sha256[:8]}-{secrets.token_hex(3)}"
-    before = await _numbers(client)
+    lora_name = _prefix(ref) + secrets.token_hex(3)
+    before = await held_numbers(client)
     await client.load_adapter(lora_name, adapter.folder)
-    new = set().union(*(after - old for after, old in zip(await _numbers(client), before, strict=True)))
+    new = set().union(*(after - old for after, old in zip(await held_numbers(client), before, strict=True)))
     if len(new) != 1:
         with contextlib.suppress(EngineError):
             await client.unload_adapter(lora_name)
@@ -145,18 +204,7 @@ async def unload(replica: Replica, resident: Resident) -> None:
         await client.call_workers("plaudit_forget", sorted(resident.numbers))
 
 
-async def clear(replica: Replica) -> None:
-    """Take away whatever an earlier life of ours left on a server that outlived it."""
-    client = replica.reach()
-    for name in sorted(await client.models() - {BASE}):
-        with contextlib.suppress(EngineError):
-            await client.unload_adapter(name)
-    numbers = set().union(*await _numbers(client))
-    if numbers:
-        await client.call_workers("plaudit_forget", sorted(numbers))
-
-
-async def _numbers(client: ReplicaClient) -> list[set[int]]:
+async def held_numbers(client: ReplicaClient) -> list[set[int]]:
     """The adapters that each worker holds."""
     workers: list[Any] = []
     with contextlib.suppress(EngineRefused):

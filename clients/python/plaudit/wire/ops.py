@@ -42,6 +42,11 @@ class ReplicaHealth(ResponseModel):
     detail: str | None = None
     resident: list[VersionName] = Field(default_factory=list)
     restarts: int = 0
+    draining: bool = False
+    in_flight: int = Field(default=0, description="requests of the process that answers")
+    breaker: Literal["closed", "open", "half_open"] = Field(
+        default="closed", description="open: it kept failing and is not asked for a while"
+    )
 
 
 class Health(ResponseModel):
