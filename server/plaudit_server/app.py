@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
-from plaudit_server.routes import chat, feedback, governance, ops, training, versions
+from plaudit_server.routes import chat, feedback, governance, ops, replicas, training, versions
 from plaudit_server.routes.ops import RELEASE
 from plaudit_server.services import open_services
 from plaudit_server.settings import Settings
@@ -54,6 +54,7 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
     install_error_handlers(app)
     for router in (chat.router, feedback.router, versions.router, training.router, governance.router, ops.router):
         app.include_router(router)
+    app.include_router(replicas.router)
     app.include_router(ops.open_router)
     return app
 

@@ -18,6 +18,7 @@ from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.privacy import Cipher, NoRedaction, PlainCipher, Redactor, hash_end_user
 from plaudit_server.engine.base import Engine
 from plaudit_server.errors import PlauditError, SettingError
+from plaudit_server.membership import Membership
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
 from plaudit_server.store import Connection, idempotency, keys
@@ -42,6 +43,7 @@ class Services:
     telemetry: Telemetry
     database: Database
     engine: Engine
+    membership: Membership
     keys: KeyRing
     serving: Serving
     answering: Answering
@@ -76,9 +78,11 @@ async def open_services(
         await _mint_first_keys(settings.data, database)
         stack.push_async_callback(_ended, asyncio.create_task(_keep_house(database)))
         running = await asyncio.to_thread(build_engine, settings) if engine is None else engine
+        services = _assemble(settings, telemetry, database, running, secret)
+        await services.membership.start()
+        stack.push_async_callback(services.membership.close)
         await running.start()
         stack.push_async_callback(running.close)
-        services = _assemble(settings, telemetry, database, running, secret)
         await services.serving.start()
         stack.push_async_callback(services.answering.close)
         stack.push_async_callback(services.serving.close)
@@ -87,12 +91,14 @@ async def open_services(
 
 def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engine: Engine, secret: bytes) -> Services:
     redactor, cipher = NoRedaction(), PlainCipher()
+    membership = Membership(database, engine, seeds=settings.engine_urls)
     serving = Serving(
         database,
         engine,
         telemetry,
         max_resident=settings.engine_max_loras,
         auto_promote=settings.auto_promote,
+        membership=membership,
     )
     log = AnswerLog(database, telemetry, secret=secret, redactor=redactor, cipher=cipher)
     return Services(
@@ -100,6 +106,7 @@ def _assemble(settings: Settings, telemetry: Telemetry, database: Database, engi
         telemetry=telemetry,
         database=database,
         engine=engine,
+        membership=membership,
         keys=KeyRing(lambda key: database.read(lambda conn: keys.find(conn, key))),
         serving=serving,
         answering=Answering(

@@ -20,6 +20,7 @@ from plaudit_server.domain.traffic import Route, resolve
 from plaudit_server.domain.versions import BASE, fingerprint, version_number
 from plaudit_server.engine.base import AdapterRef, Engine
 from plaudit_server.errors import EngineError, EngineUnavailable, NotFound, PlauditError, SwapFailed
+from plaudit_server.membership import Membership
 from plaudit_server.store import Connection, aliases, versions
 from plaudit_server.store.database import Database
 from plaudit_server.telemetry import Telemetry, log_event
@@ -45,13 +46,21 @@ class Serving:
     """
 
     def __init__(
-        self, database: Database, engine: Engine, telemetry: Telemetry, *, max_resident: int, auto_promote: bool
+        self,
+        database: Database,
+        engine: Engine,
+        telemetry: Telemetry,
+        *,
+        max_resident: int,
+        auto_promote: bool,
+        membership: Membership | None = None,
     ) -> None:
         self._database = database
         self._engine = engine
         self._telemetry = telemetry
         self._max_resident = max_resident
         self._auto_promote = auto_promote
+        self._membership = membership or Membership(database, engine)
         self._aliases: dict[AliasName, AliasRow] = {}
         self._states: dict[str, VersionState] = {BASE: "ready"}
         self._rows: dict[str, VersionRow] = {}
@@ -88,7 +97,8 @@ class Serving:
                 await self._wake.wait()
 
     async def refresh(self) -> None:
-        """Read aliases, states and the rows of versions not seen before."""
+        """Read aliases, states and the rows of versions not seen before, and who is in the fleet."""
+        await self._membership.refresh()
 
         async def read(conn: Connection) -> tuple[dict[AliasName, AliasRow], dict[str, VersionState], list[VersionRow]]:
             states = await versions.states(conn)
@@ -266,6 +276,7 @@ class Serving:
         """Bring the engine in line: serving versions first, then what waits for its proof; then retire the rest."""
         if not self._engine.is_ready(BASE):
             return
+        await self._membership.claim(self._engine.resident() - {BASE})
         async with self._engine_turn:
             for name in self._desired():
                 if not self._engine.is_ready(name) and self._states.get(name) == "ready":
@@ -304,6 +315,8 @@ class Serving:
         proof = await self._install(row, keep={row.name, *self._desired()[: self._max_resident - 1]})
 
         async def settle(conn: Connection) -> bool:
+            if (await versions.get(conn, row.name)).state != "loading":
+                return False  # another gateway was quicker, and its proof stands
             await versions.set_proof(conn, row.name, proof)
             stable = (await aliases.get_all(conn))["stable"]
             if not (proof.passed and self._auto_promote and stable.version == row.parent):
@@ -337,6 +350,8 @@ class Serving:
             # Not the version's fault: a proof that failed for want of room would condemn it for ever.
             raise EngineUnavailable(f"There is no room for {row.name}: every resident version serves or is in use.")
         adapter = AdapterRef(row.name, row.parent or BASE, row.location, row.manifest_sha256)
+        # Before it is looked for: what another gateway has loaded must not be taken away meanwhile.
+        await self._membership.claim({row.name, *self._engine.resident()} - {BASE})
         proof = await self._engine.install(adapter)
         self._telemetry.swaps.labels("passed" if proof.passed else "failed").inc()
         self._telemetry.swap_seconds.observe(proof.seconds)
@@ -352,6 +367,7 @@ class Serving:
         surplus = len(resident) + room - self._max_resident
         if surplus <= 0:
             return
+        await self._membership.refresh()  # what another gateway began to use a moment ago stays loaded
         idle = sorted(resident - keep - set(self._held), key=version_number)
         for name in idle[:surplus]:
             await self._engine.retire(name)

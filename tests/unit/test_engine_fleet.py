@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from plaudit_server.engine import residency
-from plaudit_server.engine.base import AdapterRef, Member
+from plaudit_server.engine.base import AdapterRef, Member, Others
 from plaudit_server.engine.choice import conversation_key, preference
 from plaudit_server.engine.keeper import RemoteKeeper
 from plaudit_server.engine.swap import Replica
@@ -394,7 +394,7 @@ async def test_what_drains_takes_no_part_in_a_quorum(engine: VllmEngine, tmp_pat
 
 async def test_a_second_gateway_uses_what_the_first_has_loaded(engine: VllmEngine, host: Host, v1: AdapterRef) -> None:
     second = host.gateway()
-    second.follow(members(*URLS), frozenset({"v1"}))
+    second.follow(members(*URLS), Others(frozenset({"v1"})))
     await up(second)
 
     report = await second.install(v1)
@@ -407,13 +407,13 @@ async def test_a_second_gateway_uses_what_the_first_has_loaded(engine: VllmEngin
 async def test_what_another_gateway_uses_stays_when_it_is_retired_here(
     engine: VllmEngine, host: Host, v1: AdapterRef
 ) -> None:
-    engine.follow(members(*URLS), frozenset({"v1"}))
+    engine.follow(members(*URLS), Others(frozenset({"v1"})))
     await engine.retire("v1")
     assert engine.resident() == {"base"} and len(host.stubs[URLS[0]].names) == 1
     await look(engine)
     assert len(host.stubs[URLS[0]].names) == 1
 
-    engine.follow(members(*URLS), frozenset())
+    engine.follow(members(*URLS), Others(frozenset()))
     await look(engine)
     assert len(host.stubs[URLS[0]].names) == 1, "its owner may be about to claim it"
     for notes in engine.residency._notes.values():
@@ -429,7 +429,40 @@ async def test_what_another_gateway_loaded_but_cannot_be_proven_is_loaded_anew(
         other = Path(make_version(tmp_path, base, "v9").location) / "adapter"
         stub.tensors = dict.fromkeys(stub.tensors, other)
     second = host.gateway()
-    second.follow(members(*URLS), frozenset({"v1"}))
+    second.follow(members(*URLS), Others(frozenset({"v1"})))
     await up(second)
     assert (await second.install(v1)).passed
     assert replica(second, 0).resident["v1"].lora_name != replica(engine, 0).resident["v1"].lora_name
+
+
+async def test_gateways_that_miss_the_same_after_a_restart_load_it_once(
+    engine: VllmEngine, host: Host, v1: AdapterRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit_server.engine.residency._FIRST_WAITS_S", 0.05)
+    second = host.gateway()
+    second.follow(members(*URLS), Others(frozenset({"v1"}), is_first=False))
+    await up(second)
+    await second.install(v1)
+    engine.follow(members(*URLS), Others(frozenset({"v1"})))
+    host.stubs[URLS[0]].restart()
+
+    await asyncio.gather(look(engine, 0), look(second, 0))
+
+    assert len(host.stubs[URLS[0]].names) == len(host.stubs[URLS[0]].tensors) == 1
+    assert replica(engine, 0).serves("v1") and replica(second, 0).serves("v1")
+
+
+async def test_an_adapter_taken_away_during_its_proof_condemns_no_version(
+    host: Host, v1: AdapterRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await up(host.gateway(engine_urls=[URLS[0]]))
+    stub = host.stubs[URLS[0]]
+    digests = stub._digests
+
+    def digests_and_gone(number: int) -> Any:
+        stub.names.clear()
+        return digests(number)
+
+    monkeypatch.setattr(stub, "_digests", digests_and_gone)
+    with pytest.raises(EngineUnavailable, match="too few; 1 did not answer"):
+        await engine.install(v1)

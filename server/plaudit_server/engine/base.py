@@ -42,6 +42,14 @@ class Member:
     draining: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Other gateways on the same replicas: the versions that they use, and whether this one comes before them all."""
+
+    versions: frozenset[str]
+    is_first: bool = True
+
+
 @dataclass(slots=True)
 class ChoiceTrace:
     """What one choice was, exactly: the ids drawn and their log-probabilities (nats) when drawn.
@@ -99,7 +107,7 @@ class Engine(Protocol):
         """One entry a replica."""
         ...
 
-    def follow(self, members: Sequence[Member], others: frozenset[str] | None) -> None:
+    def follow(self, members: Sequence[Member], others: Others | None) -> None:
         """Bring the replicas in line with the fleet's list. Cheap where nothing changed; also before `start`.
 
         A replica that is no longer listed, or draining, gets no new request; those in flight end by themselves. A
@@ -107,7 +115,7 @@ class Engine(Protocol):
 
         Args:
             members: the replicas that others run; a child of ours is not among them.
-            others: versions that other gateways use on these replicas; None where there is no other gateway.
+            others: other gateways that use these replicas, if there are any.
         """
         ...
 

@@ -18,7 +18,7 @@ from plaudit.wire.fingerprint import base_fingerprint, file_sha256
 from plaudit.wire.versions import Manifest, ProofReport, ReplicaProof
 from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter, check_artefact, read_base
 from plaudit_server.engine.audit import Believed, Difference, Held, compare, removable
-from plaudit_server.engine.base import AdapterRef
+from plaudit_server.engine.base import AdapterRef, Others
 from plaudit_server.engine.swap import (
     BASE,
     Bounds,
@@ -41,6 +41,9 @@ STRANGER_GRACE_S = 60.0
 
 PROOF_TIMEOUT_S = 600.0
 """A replica that has not proven a version after this long counts as away: it must not hold up the others for ever."""
+
+_FIRST_WAITS_S, _OTHERS_WAIT_S = 1.0, 6.0
+"""After a replica's restart all gateways miss the same versions: the first in order loads them, the others adopt."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
 _DRAIN_POLL_S = 0.1
@@ -88,8 +91,8 @@ class Residency:
         self._swapping = asyncio.Lock()
         self._notes: dict[str, _Notes] = {}
         self.retiring: set[str] = set()
-        self.others: frozenset[str] | None = None
-        """Versions that other gateways use on these replicas; None: there is no other gateway."""
+        self.others: Others | None = None
+        """Other gateways on these replicas; None: there is none."""
 
     def versions(self) -> set[str]:
         """Versions that hold a place."""
@@ -201,8 +204,8 @@ class Residency:
             return next((p for p in known if p.replica == replica.name), unproven), replica.resident[adapter.name]
         try:
             async with asyncio.timeout(PROOF_TIMEOUT_S), self._parent(replica, adapter, checked) as parent_model:
-                adopting = self.others is not None and adapter.name in self.others
-                return await prove_on(replica, adapter, checked, parent_model, self._bounds, adopting=adopting)
+                patience_s = self._patience_s(adapter.name)
+                return await prove_on(replica, adapter, checked, parent_model, self._bounds, adopt_within_s=patience_s)
         except TimeoutError as error:
             raise EngineUnavailable(
                 f"{replica.name} has not proven {adapter.name} after {PROOF_TIMEOUT_S:g} s."
@@ -210,6 +213,15 @@ class Residency:
         except (SwapRefused, ArtefactRefused) as error:
             reason = f"its parent {adapter.parent} cannot be compared with: {error}"
             return ReplicaProof(replica=replica.name, passed=False, slope=None, reason=reason), None
+
+    def _is_shared(self, version: str) -> bool:
+        return self.others is not None and version in self.others.versions
+
+    def _patience_s(self, version: str) -> float | None:
+        """How long to wait for another gateway to load a version that it uses too; None where none does."""
+        if self.others is None or not self._is_shared(version):
+            return None
+        return _FIRST_WAITS_S if self.others.is_first else _OTHERS_WAIT_S
 
     @contextlib.asynccontextmanager
     async def _parent(self, replica: Replica, adapter: AdapterRef, checked: CheckedAdapter) -> AsyncIterator[str]:
@@ -237,7 +249,7 @@ class Residency:
                 self._installed.pop(version, None)
                 for replica in self._replicas():
                     resident = replica.resident.pop(version, None)
-                    if resident is not None and replica.client is not None and version not in (self.others or ()):
+                    if resident is not None and replica.client is not None and not self._is_shared(version):
                         await unload(replica, resident)
         finally:
             self.retiring.discard(version)
@@ -315,7 +327,7 @@ class Residency:
         names = removable(
             difference.strange_names,
             ours=self.others is None,
-            claimed=self.others or frozenset(),
+            claimed=self.others.versions if self.others else frozenset(),
             first_seen=notes.strange_since,
             now=now,
             grace_s=STRANGER_GRACE_S,

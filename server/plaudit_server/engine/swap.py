@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
 BASE = "base"
+
+_ADOPT_POLL_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ async def prove_on(
     parent_model: str,
     bounds: Bounds,
     *,
-    adopting: bool = False,
+    adopt_within_s: float | None = None,
 ) -> tuple[ReplicaProof, Resident | None]:
     """Load and prove an adapter on one replica; unload it again where the proof fails.
 
@@ -109,13 +112,14 @@ async def prove_on(
         adapter: its checked artefact.
         parent_model: the name by which the replica knows the parent.
         bounds: for the slope.
-        adopting: use what another gateway has loaded there, if it can be proven; else load our own beside it.
+        adopt_within_s: another gateway uses it too: use what that one has loaded, if it appears within this time and
+            can be proven; else load our own beside it.
 
     Raises:
         EngineUnavailable: the replica went away.
     """
-    if adopting:
-        found = await adopt(replica, ref, adapter)
+    if adopt_within_s is not None:
+        found = await adopt(replica, ref, adapter, within_s=adopt_within_s)
         if found is not None:
             proof = await _prove(replica, found, adapter, parent_model, bounds)
             if proof.passed:
@@ -154,17 +158,22 @@ async def _prove(
     except EngineUnavailable:
         raise
     except (SwapRefused, EngineError) as error:
+        if isinstance(error, EngineRefused) and error.status == 404:
+            # Not the version's fault: the replica was restarted, or another gateway took the adapter for a stranger.
+            raise EngineUnavailable(f"{resident.ref.name} was taken away during its proof.") from error
         proof.reason = str(error)
     proof.passed = proof.reason is None
     return proof
 
 
-async def adopt(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Resident | None:
+async def adopt(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, *, within_s: float) -> Resident | None:
     """The version as another gateway has loaded it on this replica, unproven; None where it is not there whole."""
     client = replica.reach()
-    names = sorted(name for name in await client.models() if name.startswith(_prefix(ref)))
-    if not names:
-        return None
+    deadline = time.monotonic() + within_s
+    while not (names := sorted(name for name in await client.models() if name.startswith(_prefix(ref)))):
+        if time.monotonic() > deadline:
+            return None
+        await asyncio.sleep(_ADOPT_POLL_S)
     workers = await held_numbers(client)
     for number in sorted(set.intersection(*workers)):
         answers = await client.call_workers("plaudit_digests", number, adapter.manifest.lora.rank)

@@ -19,7 +19,7 @@ from plaudit.wire.chat import SamplingParams
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport
-from plaudit_server.engine.base import AdapterRef, ChatStream, ChatTrace, Member
+from plaudit_server.engine.base import AdapterRef, ChatStream, ChatTrace, Member, Others
 from plaudit_server.engine.choice import conversation_key
 from plaudit_server.engine.fleet import Connect, Fleet, counted
 from plaudit_server.engine.process import Launcher, launch_vllm
@@ -80,7 +80,7 @@ class VllmEngine:
         """One entry a replica."""
         return self.fleet.health(self._note)
 
-    def follow(self, members: Sequence[Member], others: frozenset[str] | None) -> None:
+    def follow(self, members: Sequence[Member], others: Others | None) -> None:
         """Bring the replicas in line with the fleet's list; see `Engine.follow`."""
         self.residency.others = others
         self.fleet.follow(members)
