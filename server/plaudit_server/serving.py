@@ -62,6 +62,7 @@ class Serving:
         self._auto_promote = auto_promote
         self._membership = membership or Membership(database, engine)
         self._aliases: dict[AliasName, AliasRow] = {}
+        self._targets: dict[AliasName, AliasRow] = {}
         self._states: dict[str, VersionState] = {BASE: "ready"}
         self._rows: dict[str, VersionRow] = {}
         self._held: Counter[str] = Counter()
@@ -105,8 +106,20 @@ class Serving:
             new = [await versions.get(conn, name) for name in states if name not in self._rows]
             return await aliases.get_all(conn), states, new
 
-        self._aliases, self._states, new = await self._database.read(read)
+        self._targets, self._states, new = await self._database.read(read)
+        self._aliases = {name: self._in_force(row) for name, row in self._targets.items()}
         self._rows |= {row.name: row for row in new}
+
+    def _in_force(self, row: AliasRow) -> AliasRow:
+        """What an alias means here. Moved on by another gateway, it follows once this one can answer; back, at once."""
+        now = self._aliases.get(row.name)
+        if now is None or self._engine.is_ready(row.version) or not self._engine.is_ready(now.version):
+            return row
+        moved_back = version_number(row.version) <= version_number(now.version)
+        if moved_back or not self._states.get(now.version) == self._states.get(row.version) == "ready":
+            return row
+        self._wake.set()
+        return now
 
     # Routing
 
@@ -290,6 +303,7 @@ class Serving:
         soon = time.monotonic() - WANTED_S
         self._wanted = {name: at for name, at in self._wanted.items() if at > soon}
         serving = [self._aliases[name].version for name in _SERVING_ORDER if name in self._aliases]
+        serving += [self._targets[name].version for name in _SERVING_ORDER if name in self._targets]
         asked_for = sorted(self._wanted, key=lambda name: -self._wanted[name])
         newest = sorted((n for n, state in self._states.items() if state == "ready"), key=version_number, reverse=True)
         order = dict.fromkeys([*serving, *self._held, *asked_for, *newest])
