@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +35,34 @@ def gateway(data: Path, model: Path, environment: Mapping[str, str] | None = Non
         yield stack
     finally:
         stack.stop()
+
+
+@contextlib.contextmanager
+def whole_service(data: Path, model: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """`plaudit_server up`: engine, server and trainer, each in a session of its own as in a run of `make run`.
+
+    The stack that is given only knows the address and the key; it started none of the processes.
+    """
+    stack = Stack(data, model=model, environment=environment)
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "plaudit_server", "up"],
+            env=stack.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        while not stack.is_up():
+            if process.poll() is not None:
+                raise SystemExit(f"`up` ended: {(data / 'up.log').read_text(errors='replace')[-1000:]}")
+            time.sleep(0.5)
+        yield stack
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
 
 
 @contextlib.asynccontextmanager
