@@ -53,6 +53,10 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.swap_proof
 	$(PY) -m benchmarks.ppo_speed
 	$(PY) -m benchmarks.staleness
+	$(PY) -m benchmarks.swap
+	$(PY) -m benchmarks.rollback
+	$(PY) -m benchmarks.decode
+	$(PY) -m benchmarks.train_beside
 	$(PY) -m benchmarks.learning_curve
 	@echo 'with data (see their --help): $(PY) -m benchmarks.reward_model, $(PY) -m benchmarks.tune'
 

@@ -344,3 +344,38 @@ async def test_health_names_what_each_replica_holds(fleet: Fleet, v1: AdapterRef
 
     assert (first.state, first.resident) == ("ready", ["base", "v1"])
     assert (second.state, second.resident) == ("down", [])
+
+
+def scored(stub: StubVllm) -> int:
+    return sum(len(body["prompt"]) for path, body in stub.calls if path == "/v1/completions")
+
+
+async def test_a_proof_without_doubt_asks_for_a_part_of_the_probe(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+    fleet.stubs[0].noise = 0.001
+
+    report = await fleet.engine.install(v1)
+
+    assert report.passed and report.replicas[0].tokens == 8 * 20
+    assert scored(fleet.stubs[0]) == 2 * 8
+
+
+async def test_a_proof_in_doubt_asks_for_all_of_it(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+
+    report = await fleet.engine.install(v1)
+
+    assert report.passed and report.replicas[0].tokens == 12 * 20
+    assert scored(fleet.stubs[0]) == 2 * 12
+
+
+async def test_what_looks_wrong_at_first_is_judged_by_all_of_the_probe(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+    fleet.stubs[0].serve_base = True
+
+    report = await fleet.engine.install(v1)
+
+    assert not report.passed and report.replicas[0].tokens == 12 * 20

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from plaudit.wire.training import TokenSequence
-from plaudit.wire.versions import Probe, ReplicaProof
+from plaudit.wire.versions import Probe, ProbeSequence, ReplicaProof
 from plaudit_server.engine.artefact import CheckedAdapter
 from plaudit_server.engine.base import AdapterRef
 from plaudit_server.engine.breaker import Breaker
-from plaudit_server.engine.probe import ProbeResult, ScoredSequence, judge
+from plaudit_server.engine.probe import MIN_SEQUENCES, ProbeResult, ScoredSequence, is_beyond_doubt, judge
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
@@ -263,20 +263,30 @@ def _fill(proof: ReplicaProof, result: ProbeResult) -> None:
 async def probe_replica(
     client: ReplicaClient, new_model: str, parent_model: str, probe: Probe, bounds: Bounds
 ) -> ProbeResult:
-    """Score the probe under both names and judge."""
-    tokens = [TokenSequence(prompt_ids=s.prompt_ids, response_ids=s.response_ids) for s in probe.sequences]
+    """Score the probe under both names and judge.
+
+    The first sequences are looked at alone: where they leave no doubt that the right adapter is live, the rest is not
+    scored, since every token of a proof is taken from the users' answers. Only a pass can come early, and only a far
+    clearer one than the bounds ask for; two looks instead of one at most double a chance of error that is far below
+    that of the bounds.
+    """
+    first = await _scored(client, new_model, parent_model, probe.sequences[:MIN_SEQUENCES])
+    result = await asyncio.to_thread(judge, first, low=bounds.low, high=bounds.high)
+    if len(probe.sequences) <= MIN_SEQUENCES or is_beyond_doubt(result):
+        return result
+    rest = await _scored(client, new_model, parent_model, probe.sequences[MIN_SEQUENCES:])
+    return await asyncio.to_thread(judge, [*first, *rest], low=bounds.low, high=bounds.high)
+
+
+async def _scored(
+    client: ReplicaClient, new_model: str, parent_model: str, sequences: Sequence[ProbeSequence]
+) -> list[ScoredSequence]:
+    tokens = [TokenSequence(prompt_ids=s.prompt_ids, response_ids=s.response_ids) for s in sequences]
     served_parent = await client.score(tokens, model=parent_model, priority=PROBE_PRIORITY)
     served_new = await client.score(tokens, model=new_model, priority=PROBE_PRIORITY)
-    scored = _pair(probe, served_parent, served_new)
-    return await asyncio.to_thread(judge, scored, low=bounds.low, high=bounds.high)
-
-
-def _pair(
-    probe: Probe, served_parent: Sequence[list[float]], served_new: Sequence[list[float]]
-) -> list[ScoredSequence]:
     return [
         ScoredSequence(s.parent_logprobs, s.new_logprobs, parent, new, s.exact_change)
-        for s, parent, new in zip(probe.sequences, served_parent, served_new, strict=True)
+        for s, parent, new in zip(sequences, served_parent, served_new, strict=True)
     ]
 
 
