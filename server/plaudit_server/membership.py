@@ -5,6 +5,7 @@ are, the other which gateway uses which versions there. A gateway loads nothing 
 and takes nothing away that another one uses.
 """
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 
@@ -12,8 +13,12 @@ from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.records import ReplicaRow, ReplicaState
 from plaudit_server.engine.base import Engine, Member, Others
+from plaudit_server.errors import PlauditError
 from plaudit_server.store import Connection, replicas
 from plaudit_server.store.database import Database
+from plaudit_server.telemetry import log_event
+
+logger = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 ALIVE_S = 20.0
@@ -63,7 +68,8 @@ class Membership:
     async def claim(self, versions: Collection[str]) -> None:
         """Say that this gateway uses these versions, and go on saying so. Cheap where that is known and fresh.
 
-        When this returns, the engine knows of every gateway that claimed the same before.
+        When this returns, the engine knows of every gateway that claimed the same before. A database that cannot be
+        written keeps nothing from being loaded, moved back or served.
         """
         wanted = frozenset(versions)
         if not self._rows or (wanted == self._claimed and time.monotonic() - self._beat_at < BEAT_S):
@@ -73,7 +79,11 @@ class Membership:
             await replicas.beat(conn, self._id, wanted, now_ms=now_ms())
             return await self._read(conn)
 
-        read = await self._database.write(write)
+        try:
+            read = await self._database.write(write)
+        except PlauditError as error:
+            log_event(logger, logging.WARNING, "fleet.unclaimed", versions=sorted(wanted), reason=error.message)
+            return
         self._claimed, self._beat_at = wanted, time.monotonic()
         self._follow(*read)
 

@@ -9,6 +9,7 @@ import pytest
 from plaudit_server import membership
 from plaudit_server.engine.base import Member
 from plaudit_server.engine.vllm import VllmEngine
+from plaudit_server.errors import StorageFull
 from plaudit_server.settings import Settings
 from plaudit_server.store.database import sqlite_url
 from tests.support.engine_folders import make_base
@@ -165,3 +166,14 @@ async def test_chats_move_to_a_replica_that_was_added_and_leave_one_that_drains(
         asked = [sum(path == "/v1/chat/completions" for path, _ in stub.calls) for stub in stubs.values()]
         assert asked == [0, 5]
         await server.until(lambda: engine.health()[0].detail == "drained")
+
+
+async def test_a_claim_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise StorageFull
+
+    async with serving(tmp_path, engine_urls=A) as server:
+        monkeypatch.setattr("plaudit_server.store.replicas.beat", full)
+        name = await server.publish()
+        assert (await server.admin.post(f"/v1/versions/{name}/promote")).status_code == 200
+        assert (await server.chat())["model"] == f"policy@{name}"

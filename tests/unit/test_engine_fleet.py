@@ -1,7 +1,9 @@
 """Several replicas against stubs of vLLM: restarts, losses, strangers, refusals, drains, quorum, other gateways."""
 
 import asyncio
+import contextlib
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -12,7 +14,7 @@ from plaudit_server.engine.base import AdapterRef, Member, Others
 from plaudit_server.engine.choice import conversation_key, preference
 from plaudit_server.engine.keeper import RemoteKeeper
 from plaudit_server.engine.swap import Replica
-from plaudit_server.engine.vllm import VllmEngine
+from plaudit_server.engine.vllm import VllmEngine, _never_arrived
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 from plaudit_server.settings import Settings
 from tests.support.engine_folders import make_base
@@ -466,3 +468,65 @@ async def test_an_adapter_taken_away_during_its_proof_condemns_no_version(
     monkeypatch.setattr(stub, "_digests", digests_and_gone)
     with pytest.raises(EngineUnavailable, match="too few; 1 did not answer"):
         await engine.install(v1)
+
+
+def test_only_what_was_never_sent_may_be_sent_again() -> None:
+    def wrapped(*causes: BaseException) -> EngineUnavailable:
+        error: BaseException = causes[0]
+        for cause in causes[1:]:
+            cause.__cause__ = error
+            error = cause
+        made = EngineUnavailable("x")
+        made.__cause__ = error
+        return made
+
+    assert _never_arrived(EngineUnavailable("a 503"))
+    assert _never_arrived(wrapped(ConnectionRefusedError(), OSError("wrapped"), RuntimeError("and again")))
+    assert _never_arrived(wrapped(httpx.ConnectTimeout("slow")))
+    assert not _never_arrived(wrapped(ConnectionResetError(), httpx.ReadError("gone")))
+    assert not _never_arrived(wrapped(TimeoutError()))
+    assert not _never_arrived(EngineError("a 500"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_nothing_leaks_and_all_is_served_in_the_end(
+    seed: int, host: Host, tmp_path: Path, base: Path
+) -> None:
+    """Swaps, restarts, outages, losses and strangers in a random order."""
+    random = Random(seed)
+    engine = await up(host.gateway())
+    versions = [make_version(tmp_path / "all", base, f"v{number}") for number in range(1, 8)]
+    unused = versions[3:]
+    for step in range(40):
+        stub = random.choice(list(host.stubs.values()))
+        match random.choice(("install", "retire", "restart", "outage", "loss", "stranger", "look", "look")):
+            case "install":
+                await engine.residency.retire(random.choice(versions).name)
+                ref = random.choice(versions[:3] if len(engine.residency.versions()) > 2 else versions)
+                with contextlib.suppress(EngineUnavailable):
+                    await engine.install(ref)
+            case "retire":
+                await engine.retire(random.choice(versions).name)
+            case "restart":
+                stub.restart()
+            case "outage":
+                stub.up = not stub.up
+            case "loss" if stub.tensors:
+                stub.tensors.pop(random.choice(list(stub.tensors)))
+            case "stranger":
+                stub.names[f"stranger-{step}"] = number = 1000 + step
+                stub.tensors[number] = Path(unused[0].location) / "adapter"
+            case _:
+                await look(engine)
+    for stub in host.stubs.values():
+        stub.up = True
+    for _ in range(6):
+        for notes in engine.residency._notes.values():
+            notes.try_again_at.clear()
+        await look(engine)
+
+    for place, stub in enumerate(host.stubs.values()):
+        resident = replica(engine, place).resident
+        assert set(resident) == engine.residency.versions()
+        assert set(stub.names) == {one.lora_name for one in resident.values()}
+        assert set(stub.tensors) == {number for one in resident.values() for number in one.numbers}

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 ACCEPT_TIMEOUT_S = 60.0
 """How long a replica may take to accept a streamed request; its tokens may take longer."""
+
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionRefusedError, FileNotFoundError)
+"""Failures before a byte was sent."""
 
 
 class VllmEngine:
@@ -215,9 +218,17 @@ class VllmEngine:
 
 def _never_arrived(error: EngineError) -> bool:
     """Whether a whole answer cannot have been begun: the replica was not reached, or turned it away with a 503."""
-    unreached = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | ConnectionRefusedError
-    cause = error.__cause__
-    return isinstance(error, EngineUnavailable) and (cause is None or isinstance(cause, unreached))
+    if not isinstance(error, EngineUnavailable):
+        return False
+    causes = list(_causes(error))
+    return not causes or any(isinstance(cause, _UNREACHED) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised from, and that in turn, whatever library wrapped it on the way."""
+    while (cause := error.__cause__) is not None:
+        yield cause
+        error = cause
 
 
 def _is_lost(error: EngineError, version: str) -> bool:
