@@ -125,14 +125,12 @@ async def _wait(args: argparse.Namespace, url: str, key: str) -> list[Answer]:
 async def _wrong_voices(operator: Operator, answers: Sequence[Answer], swaps: Swaps) -> list[str]:
     """Of answers that a promotion fell into: whose tokens sound more like its neighbour than like who it names."""
     neighbours = dict(zip(["base", *swaps.names], swaps.names, strict=False))
-    spanning = [a for a in answers if not a.failed and a.ids and any(a.began < at < a.ended for at in swaps.served)][
-        -LOOKED_AT:
-    ]
+    spanning = [a for a in answers if _can_be_told(a) and any(a.began < at < a.ended for at in swaps.served)]
     wrong = []
-    for answer in spanning:
+    for answer in spanning[-LOOKED_AT:]:
         (named,) = {version.removeprefix("policy@") for version in answer.versions}
         other = neighbours.get(named)
-        if other is None or len(answer.ids) != len(answer.logprobs):
+        if other is None:
             continue
         own = await _distance(operator, named, answer)
         strange = await _distance(operator, other, answer)
@@ -140,6 +138,11 @@ async def _wrong_voices(operator: Operator, answers: Sequence[Answer], swaps: Sw
         if own >= strange:
             wrong.append(f"{named}: {own:.4f} against {strange:.4f} under {other}")
     return wrong
+
+
+def _can_be_told(answer: Answer) -> bool:
+    """Whether it is whole, names one version, and each of its tokens has a log-probability."""
+    return not answer.failed and not answer.mixed and 0 < len(answer.ids) == len(answer.logprobs)
 
 
 async def _distance(operator: Operator, version: str, answer: Answer) -> float:
