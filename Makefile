@@ -54,6 +54,10 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.ppo_speed
 	$(PY) -m benchmarks.gateway
 	$(PY) -m benchmarks.staleness
+	$(PY) -m benchmarks.swap
+	$(PY) -m benchmarks.rollback
+	$(PY) -m benchmarks.decode
+	$(PY) -m benchmarks.train_beside
 	$(PY) -m benchmarks.learning_curve
 	$(PY) -m benchmarks.rollout
 	$(PY) -m benchmarks.store

@@ -23,6 +23,7 @@ from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
 from plaudit_server.first_keys import hash_key, mint_first_keys
 from plaudit_server.limits import Limits
+from plaudit_server.membership import Membership
 from plaudit_server.rollouts import Rollouts
 from plaudit_server.serving import Serving
 from plaudit_server.settings import Settings
@@ -47,6 +48,7 @@ class Services:
     telemetry: Telemetry
     database: Database
     engine: Engine
+    membership: Membership
     keys: KeyRing
     limits: Limits
     denials: AuditedDenials
@@ -93,9 +95,11 @@ async def open_services(
         running = await asyncio.to_thread(build_engine, settings) if engine is None else engine
         if telemetry.tracing is not None:
             running = TracedEngine(running, telemetry.tracing)
+        services = _assemble(settings, telemetry, database, running, secret=secret, server_id=server_id)
+        await services.membership.start()
+        stack.push_async_callback(services.membership.close)
         await running.start()
         stack.push_async_callback(running.close)
-        services = _assemble(settings, telemetry, database, running, secret=secret, server_id=server_id)
         await services.serving.start()
         services.rollouts.start()
         stack.push_async_callback(services.answering.close)
@@ -108,12 +112,14 @@ def _assemble(
     settings: Settings, telemetry: Telemetry, database: Database, engine: Engine, *, secret: bytes, server_id: str
 ) -> Services:
     redactor, cipher = NoRedaction(), PlainCipher()
+    membership = Membership(database, engine, seeds=settings.engine_urls)
     serving = Serving(
         database,
         engine,
         telemetry,
         max_resident=settings.engine_max_loras,
         auto_promote=settings.auto_promote,
+        membership=membership,
     )
     limits = Limits(settings, telemetry)
     log = AnswerLog(database, telemetry, secret=secret, redactor=redactor, cipher=cipher)
@@ -122,6 +128,7 @@ def _assemble(
         telemetry=telemetry,
         database=database,
         engine=engine,
+        membership=membership,
         keys=KeyRing(lambda key: database.read(lambda conn: keys.find(conn, key)), limits),
         limits=limits,
         denials=AuditedDenials(database, telemetry),

@@ -20,6 +20,7 @@ from plaudit_server.domain.traffic import Route, Split, resolve
 from plaudit_server.domain.versions import BASE, fingerprint, version_number
 from plaudit_server.engine.base import AdapterRef, Engine
 from plaudit_server.errors import EngineError, EngineUnavailable, NotFound, PlauditError, SwapFailed
+from plaudit_server.membership import Membership
 from plaudit_server.store import Connection, aliases, rollouts, versions
 from plaudit_server.store.database import Database
 from plaudit_server.telemetry import Telemetry, log_event
@@ -45,15 +46,24 @@ class Serving:
     """
 
     def __init__(
-        self, database: Database, engine: Engine, telemetry: Telemetry, *, max_resident: int, auto_promote: bool
+        self,
+        database: Database,
+        engine: Engine,
+        telemetry: Telemetry,
+        *,
+        max_resident: int,
+        auto_promote: bool,
+        membership: Membership | None = None,
     ) -> None:
         self._database = database
         self._engine = engine
         self._telemetry = telemetry
         self._max_resident = max_resident
         self._auto_promote = auto_promote
+        self._membership = membership or Membership(database, engine)
         self._aliases: dict[AliasName, AliasRow] = {}
         self._split: Split | None = None
+        self._targets: dict[AliasName, AliasRow] = {}
         self._states: dict[str, VersionState] = {BASE: "ready"}
         self._rows: dict[str, VersionRow] = {}
         self._held: Counter[str] = Counter()
@@ -89,7 +99,8 @@ class Serving:
                 await self._wake.wait()
 
     async def refresh(self) -> None:
-        """Read aliases, states and the rows of versions not seen before."""
+        """Read aliases, states and the rows of versions not seen before, and who is in the fleet."""
+        await self._membership.refresh()
 
         async def read(
             conn: Connection,
@@ -98,8 +109,20 @@ class Serving:
             new = [await versions.get(conn, name) for name in states if name not in self._rows]
             return await aliases.get_all(conn), states, await rollouts.split(conn), new
 
-        self._aliases, self._states, self._split, new = await self._database.read(read)
+        self._targets, self._states, self._split, new = await self._database.read(read)
+        self._aliases = {name: self._in_force(row) for name, row in self._targets.items()}
         self._rows |= {row.name: row for row in new}
+
+    def _in_force(self, row: AliasRow) -> AliasRow:
+        """What an alias means here. Moved on by another gateway, it follows once this one can answer; back, at once."""
+        now = self._aliases.get(row.name)
+        if now is None or self._engine.is_ready(row.version) or not self._engine.is_ready(now.version):
+            return row
+        moved_back = version_number(row.version) <= version_number(now.version)
+        if moved_back or not self._states.get(now.version) == self._states.get(row.version) == "ready":
+            return row
+        self._wake.set()
+        return now
 
     # Routing
 
@@ -298,6 +321,7 @@ class Serving:
         """Bring the engine in line: serving versions first, then what waits for its proof; then retire the rest."""
         if not self._engine.is_ready(BASE):
             return
+        await self._membership.claim(self._engine.resident() - {BASE})
         async with self._engine_turn:
             for name in self._desired():
                 if not self._engine.is_ready(name) and self._states.get(name) == "ready":
@@ -311,6 +335,7 @@ class Serving:
         soon = time.monotonic() - WANTED_S
         self._wanted = {name: at for name, at in self._wanted.items() if at > soon}
         serving = [self._aliases[name].version for name in _SERVING_ORDER if name in self._aliases]
+        serving += [self._targets[name].version for name in _SERVING_ORDER if name in self._targets]
         asked_for = sorted(self._wanted, key=lambda name: -self._wanted[name])
         newest = sorted((n for n, state in self._states.items() if state == "ready"), key=version_number, reverse=True)
         order = dict.fromkeys([*serving, *self._held, *asked_for, *newest])
@@ -336,6 +361,8 @@ class Serving:
         proof = await self._install(row, keep={row.name, *self._desired()[: self._max_resident - 1]})
 
         async def settle(conn: Connection) -> bool:
+            if (await versions.get(conn, row.name)).state != "loading":
+                return False  # another gateway was quicker, and its proof stands
             await versions.set_proof(conn, row.name, proof)
             stable = (await aliases.get_all(conn))["stable"]
             if not (proof.passed and self._auto_promote and stable.version == row.parent):
@@ -371,6 +398,8 @@ class Serving:
             # Not the version's fault: a proof that failed for want of room would condemn it for ever.
             raise EngineUnavailable(f"There is no room for {row.name}: every resident version serves or is in use.")
         adapter = AdapterRef(row.name, row.parent or BASE, row.location, row.manifest_sha256)
+        # Before it is looked for: what another gateway has loaded must not be taken away meanwhile.
+        await self._membership.claim({row.name, *self._engine.resident()} - {BASE})
         proof = await self._engine.install(adapter)
         self._telemetry.swaps.labels("passed" if proof.passed else "failed").inc()
         self._telemetry.swap_seconds.observe(proof.seconds)
@@ -384,6 +413,7 @@ class Serving:
         surplus = len(resident) + room - self._max_resident
         if surplus <= 0:
             return
+        await self._membership.refresh()  # what another gateway began to use a moment ago stays loaded
         idle = sorted(resident - keep - set(self._held), key=version_number)
         for name in idle[:surplus]:
             await self._engine.retire(name)

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         description="comma-separated URLs (also `unix:///path/to/socket`) of running vLLM servers; "
         "unset: start one as a child",
     )
+    engine_quorum: int | None = Field(
+        default=None, ge=1, description="replicas that must prove a version; unset: all that are ready at that time"
+    )
     engine_args: str = Field(
         default="", description="further arguments for the engine's command, as a shell would split them"
     )
@@ -117,7 +120,9 @@ class Settings(BaseSettings):
     @field_validator("engine_urls", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        return (
+            [each.strip().rstrip("/") for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("cors_origins")
     @classmethod

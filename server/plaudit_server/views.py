@@ -6,7 +6,7 @@ from datetime import datetime
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams, StoredCompletion
 from plaudit.wire.feedback import Comparison, Event, Feedback
-from plaudit.wire.ops import Key
+from plaudit.wire.ops import Key, Replica, ReplicaHealth
 from plaudit.wire.rollouts import GuardrailsShown, Rollout, RolloutReport, StepShown
 from plaudit.wire.training import (
     Batch,
@@ -32,6 +32,7 @@ from plaudit_server.domain.records import (
     LeasedRecord,
     LineageData,
     MetricPoint,
+    ReplicaRow,
     RolloutRow,
     RunRow,
     StoredComparison,
@@ -203,6 +204,24 @@ def key(row: KeyRow) -> Key:
         created_at=to_moment(row.created_at_ms),
         revoked_at=None if row.revoked_at_ms is None else to_moment(row.revoked_at_ms),
     )
+
+
+def replica(row: ReplicaRow | None, health: ReplicaHealth | None, name: str | None = None) -> Replica:
+    """An engine replica. Without a row it is a child of this server; without health it is not here yet, or gone."""
+    seen = {} if health is None else health.model_dump(exclude={"replica"})
+    listed = (
+        {}
+        if row is None
+        else {
+            "name": row.name,
+            "url": row.url,
+            "source": row.source,
+            "draining": row.state == "draining",
+            "removed": row.state == "removed",
+            "added_at": to_moment(row.added_at_ms),
+        }
+    )
+    return Replica.model_validate({"name": name, **seen, **listed})
 
 
 def audit(row: AuditRow) -> AuditEntry:

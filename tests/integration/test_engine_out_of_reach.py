@@ -8,14 +8,14 @@ import httpx
 import pytest
 
 from plaudit_server.app import create_app
-from plaudit_server.engine import allowed
+from plaudit_server.engine import allowed, keeper
 from plaudit_server.engine.allowed import ALLOWED, OnlyAllowed
 from plaudit_server.engine.vllm import VllmEngine
 from plaudit_server.errors import EngineError
 from plaudit_server.settings import Settings
 from tests.support.engine_folders import make_base
 from tests.support.engine_stub import StubVllm
-from tests.support.server import HELLO, make_client
+from tests.support.server import HELLO, make_client, until
 from tests.support.wires import HttpxWire
 
 DANGEROUS = [
@@ -80,15 +80,21 @@ async def raw(app: Any, method: str, path: str, authorization: str) -> int:
     return statuses[0]
 
 
-async def test_they_are_not_found_and_nothing_is_asked(tmp_path: Path) -> None:
-    """The app over the real engine, whose one replica is a stub that counts its calls."""
-    settings = Settings(data=tmp_path / "data", engine_urls=["http://engine"], consent_default="granted")
-    engine, stub = VllmEngine(settings, make_base(tmp_path / "base")), StubVllm()
-    engine._keepers = []
+def over_a_stub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, VllmEngine, StubVllm]:
+    """The real engine, whose one replica is a stub that counts its calls and is looked at once."""
+    monkeypatch.setattr(keeper, "WATCH_S", 3600)
+    settings, stub = (
+        Settings(data=folder / "data", engine_urls=["http://engine"], consent_default="granted"),
+        StubVllm(),
+    )
+    return settings, VllmEngine(settings, make_base(folder / "base"), connect=lambda _: stub.client()), stub
+
+
+async def test_they_are_not_found_and_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, engine, stub = over_a_stub(tmp_path, monkeypatch)
     app = create_app(settings, engine)
     async with app.router.lifespan_context(app):
-        engine._replicas[0].client = stub.client()
-        await engine._restore(engine._replicas[0])
+        await until(engine.is_ready)
         secret = (settings.data / "admin.key").read_text(encoding="ascii").strip()
         before = len(stub.calls)
         for path in DANGEROUS:
@@ -100,14 +106,11 @@ async def test_they_are_not_found_and_nothing_is_asked(tmp_path: Path) -> None:
         assert [path for path, _ in stub.calls[before:]] == ["/v1/chat/completions"]
 
 
-async def test_an_image_is_not_fetched_for_anybody(tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path / "data", engine_urls=["http://engine"])
-    engine, stub = VllmEngine(settings, make_base(tmp_path / "base")), StubVllm()
-    engine._keepers = []
+async def test_an_image_is_not_fetched_for_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, engine, stub = over_a_stub(tmp_path, monkeypatch)
     app = create_app(settings, engine)
     async with app.router.lifespan_context(app):
-        engine._replicas[0].client = stub.client()
-        await engine._restore(engine._replicas[0])
+        await until(engine.is_ready)
         secret = (settings.data / "admin.key").read_text(encoding="ascii").strip()
         before = len(stub.calls)
         image = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/secret.png"}}

@@ -171,7 +171,7 @@ async def test_the_loop_on_an_encoder_decoder_model(tmp_path: Path) -> None:
         )
 
         # A crash of the worker loses nothing: what served comes back with proof.
-        lifeline = psutil.Process(loop.engine._keepers[0].pid)
+        lifeline = psutil.Process(loop.engine.fleet.keepers[0].pid)
         (worker,) = lifeline.children()
         os.kill(lifeline.pid, signal.SIGKILL)
         await until(lambda: not loop.engine.is_ready() and not worker.is_running(), seconds=PATIENCE)

@@ -22,6 +22,7 @@ from plaudit_server.store import (
     interactions,
     keys,
     leases,
+    replicas,
     rollouts,
     runs,
     versions,
@@ -158,6 +159,14 @@ async def _use_the_rest(database: Database) -> None:
     await database.write(lambda conn: idempotency.finish(conn, **claim, status=200, body=b"{}", now_ms=NOW))
     await database.write(lambda conn: idempotency.abandon(conn, **claim))
     await database.write(lambda conn: idempotency.purge(conn, now_ms=NOW))
+    await database.write(lambda conn: replicas.seed(conn, ["http://a"], now_ms=NOW))
+    await database.write(lambda conn: replicas.add(conn, "http://b", actor="key_1", now_ms=NOW))
+    gone = {"actor": "key_1", "may_be_last": True, "now_ms": NOW}
+    await database.write(lambda conn: replicas.leave(conn, "engine-0", "removed", **gone))
+    await database.write(lambda conn: replicas.beat(conn, "gw_1", ["v1"], now_ms=NOW))
+    await database.write(lambda conn: replicas.beat(conn, "gw_1", ["v2"], now_ms=NOW))
+    await database.read(lambda conn: replicas.others(conn, "gw_2", since_ms=NOW))
+    await database.write(lambda conn: replicas.gone(conn, "gw_1", before_ms=NOW))
     await database.read(lambda conn: audit.page(conn, after=10))
     await database.read(counts.votes)
     await database.read(counts.answers)

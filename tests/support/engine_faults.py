@@ -96,9 +96,9 @@ class Workbench:
         """An engine whose replicas are these clients of the one vLLM; what it installed is unloaded at the end."""
         urls = [f"http://{n}" for n in range(len(clients))]
         engine = VllmEngine(self.settings.model_copy(update={"engine_urls": urls}), self.base)
-        for replica, client in zip(engine._replicas, clients, strict=True):
+        for replica, client in zip(engine.fleet.replicas, clients, strict=True):
             replica.client = client
-            await engine._restore(replica)
+            await engine.residency.restore(replica)
         try:
             yield engine
         finally:
@@ -111,11 +111,11 @@ class Workbench:
             if parent is not None:
                 report = await engine.install(parent.ref)
                 assert report.passed, report.reason
-            engine._replicas[0].client = client
+            engine.fleet.replicas[0].client = client
             try:
                 return await engine.install(version.ref)
             finally:
-                engine._replicas[0].client = self.client
+                engine.fleet.replicas[0].client = self.client
 
     async def slope_alone(self, version: Published, adapter_folder: Path | None, parent: Published | None) -> Any:
         """What the probe alone would say, without the bytes' check, of whatever lies in this folder."""
@@ -158,7 +158,7 @@ class Case:
 
     async def install(self, client: ReplicaClient) -> ReplicaProof:
         """The swap to the child through this client; what was installed is retired again."""
-        replica = self.engine._replicas[0]
+        replica = self.engine.fleet.replicas[0]
         replica.client = client
         try:
             report = await self.engine.install(self.new.ref)

@@ -86,6 +86,8 @@ class StubVllm:
         self.shift = 0.0
         self.extension = True
         self.chat_delay_s = 0.0
+        self.broken = 0  # the status that every chat ends with
+        self.cut: type[httpx.TransportError] | None = None  # how the connection of every chat is lost
         self._numbers = itertools.count(1)
 
     def client(self) -> ReplicaClient:
@@ -127,7 +129,9 @@ class StubVllm:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if path == "/v1/chat/completions":
             await asyncio.sleep(self.chat_delay_s)
-            return self._chat(body)
+            if self.cut is not None:
+                raise self.cut("cut")
+            return _error(self.broken, "broken") if self.broken else self._chat(body)
         return self._complete(body)
 
     def _load(self, body: Any) -> httpx.Response:

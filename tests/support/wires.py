@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import httpx
 
-from plaudit_server.engine.wire import Reply, Unreachable
+from plaudit_server.engine.wire import NotReached, Reply, Unreachable
 
 
 class HttpxWire:
@@ -19,6 +19,8 @@ class HttpxWire:
         """One exchange."""
         try:
             answer = await self._http.request(method, path, content=body, headers=dict(headers), timeout=limit_s)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NotReached(type(error).__name__) from error
         except (httpx.HTTPError, OSError) as error:
             raise Unreachable(type(error).__name__) from error
         return Reply(answer.status_code, answer.content)

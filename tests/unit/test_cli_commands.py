@@ -35,6 +35,7 @@ V2 = h.version_json("v2", parent="v1", aliases=["stable"], proof=PROOF, records=
 V3 = h.version_json("v3", state="rejected", reason="win rate too low", gate=GATE)
 HEALTH = {"status": "ok", "release": __version__, "engine": "ready", "stable": "v2", "uptime_s": 12.0}
 HEALTH |= {"replicas": [{"replica": "r0", "state": "ready"}], "trainer_seen_at": "2999-01-01T00:00:00Z"}
+E1 = {"name": "engine-1", "url": "http://a", "source": "operator", "state": "ready", "resident": ["base", "v2"]}
 UNSEEN = HEALTH | {"trainer_seen_at": None}
 
 
@@ -63,6 +64,10 @@ class Server:
             "GET /v1/rollouts/rollout_1": h.rollout_json(report=h.rollout_report_json()),
             "POST /v1/rollouts": h.rollout_json(),
             "POST /v1/rollouts/rollout_1/abort": h.rollout_json(state="aborted", reason="no use"),
+            "GET /v1/replicas": h.page_json([E1]),
+            "POST /v1/replicas": E1,
+            "POST /v1/replicas/engine-1/drain": E1 | {"draining": True, "in_flight": 3},
+            "DELETE /v1/replicas/engine-1": E1 | {"removed": True},
             "POST /v1/chat/completions": talk,
         } | routes
         self.requests: list[httpx.Request] = []
@@ -131,6 +136,15 @@ def test_a_version_is_shown_with_its_gate_and_its_proof() -> None:
     assert re.search(r"r0 +yes +0\.987 +\[0\.95, 1\.02\] +2048 +12/12", proof)
 
 
+def test_replicas_are_listed_and_changed() -> None:
+    server = Server()
+    assert re.search(r"engine-1 +ready +base, v2 +0 +http://a", run(server, "replicas").stdout)
+    assert "engine-1 is on the list: http://a" in run(server, "replicas", "add", "http://a").stdout
+    assert json.loads(server.requests[-1].content) == {"url": "http://a"}
+    assert "3 in flight" in run(server, "replicas", "drain", "engine-1").stdout
+    assert "engine-1 is off the list" in run(server, "replicas", "remove", "engine-1").stdout
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -146,6 +160,10 @@ def test_a_version_is_shown_with_its_gate_and_its_proof() -> None:
         ("rollouts", "abort", "--json"),
         ("runs", "--json"),
         ("runs", "show", "run_1", "--json"),
+        ("replicas", "--json"),
+        ("replicas", "add", "http://a", "--json"),
+        ("replicas", "drain", "engine-1", "--json"),
+        ("replicas", "remove", "engine-1", "--json"),
         ("rate", h.ANSWER_ID, "up", "--json"),
         ("chat", "hi", "--json"),
         ("doctor", "--json"),

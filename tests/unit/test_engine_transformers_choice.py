@@ -70,13 +70,13 @@ async def test_it_says_that_it_is_slower(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         engine = transformers_engine(Settings(data=tmp_path), folder(tmp_path / "flan", is_encoder_decoder=True))
     assert "slower than vLLM" in caplog.text and "flan" in caplog.text
-    replica = engine._replicas[0]
+    replica = engine.fleet.replicas[0]
     assert engine.health()[0].detail is None, "while it starts, what is wrong is more telling"
     replica.state = "ready"
     assert engine.health()[0].detail == NOTE
     replica.state, replica.detail = "down", "the engine ended"
     assert engine.health()[0].detail == "the engine ended"
-    (keeper,) = engine._keepers
+    (keeper,) = engine.fleet.keepers
     assert isinstance(keeper, ChildKeeper) and keeper._launcher is launch_worker
 
 

@@ -30,13 +30,13 @@ class Fleet:
 
     async def up(self, *places: int) -> None:
         for place in places or range(len(self.stubs)):
-            replica = self.engine._replicas[place]
+            replica = self.engine.fleet.replicas[place]
             replica.client = self.stubs[place].client()
-            await self.engine._restore(replica)
+            await self.engine.residency.restore(replica)
 
     def down(self, place: int) -> None:
         self.stubs[place].up = False
-        replica = self.engine._replicas[place]
+        replica = self.engine.fleet.replicas[place]
         replica.state = "down"
         replica.forget()
 
@@ -203,7 +203,7 @@ async def test_a_replica_that_restarts_gets_everything_back_before_it_is_ready(f
 
     await fleet.up(0)
 
-    assert set(fleet.engine._replicas[0].resident) == {"v1"}
+    assert set(fleet.engine.fleet.replicas[0].resident) == {"v1"}
     assert fleet.engine.resident() == {"base", "v1"}
 
 
@@ -215,8 +215,8 @@ async def test_a_replica_on_which_the_proof_no_longer_holds_serves_without_it(fl
 
     await fleet.up(0)
 
-    assert fleet.engine._replicas[0].state == "ready"
-    assert fleet.engine.resident() == {"base"}, "no longer on every replica"
+    assert fleet.engine.fleet.replicas[0].state == "ready"
+    assert fleet.engine.fleet.serving("v1") == [fleet.engine.fleet.replicas[1]]
     await fleet.engine.chat(CHAT, version="v1", request_id="r")
     assert not any(path == "/v1/chat/completions" for path, _ in fleet.stubs[0].calls)
 
@@ -281,27 +281,28 @@ async def test_the_least_loaded_replica_is_asked(fleet: Fleet) -> None:
     for stub in fleet.stubs:
         stub.chat_delay_s = 0.05
 
-    await asyncio.gather(*(fleet.engine.chat(CHAT, version="base", request_id=str(n)) for n in range(6)))
+    nobody: Any = {"messages": []}
+    await asyncio.gather(*(fleet.engine.chat(nobody, version="base", request_id=str(n)) for n in range(6)))
 
     assert [sum(path == "/v1/chat/completions" for path, _ in stub.calls) for stub in fleet.stubs] == [3, 3]
 
 
 async def test_a_stream_counts_as_load_until_it_is_closed(fleet: Fleet) -> None:
     stream = await fleet.engine.chat_stream(CHAT, version="base", request_id="r")
-    assert fleet.engine._replicas[0].load == 1
+    assert [replica.load for replica in fleet.engine.fleet.replicas].count(1) == 1
 
     chunks = await all_chunks(stream)
 
     assert [c["model"] for c in chunks] == ["policy@v7"]
     assert stream.trace.choices[0].response_ids == [7] and stream.trace.choices[0].logprobs == [-0.5]
-    assert fleet.engine._replicas[0].load == 0
+    assert not any(replica.load for replica in fleet.engine.fleet.replicas)
 
 
 async def test_an_abandoned_stream_is_uncounted_too(fleet: Fleet) -> None:
     stream = await fleet.engine.chat_stream(CHAT, version="base", request_id="r")
     await stream.aclose()
 
-    assert fleet.engine._replicas[0].load == 0
+    assert not any(replica.load for replica in fleet.engine.fleet.replicas)
 
 
 async def test_generated_answers_come_in_the_prompts_order_from_all_replicas(fleet: Fleet) -> None:
@@ -343,3 +344,38 @@ async def test_health_names_what_each_replica_holds(fleet: Fleet, v1: AdapterRef
 
     assert (first.state, first.resident) == ("ready", ["base", "v1"])
     assert (second.state, second.resident) == ("down", [])
+
+
+def scored(stub: StubVllm) -> int:
+    return sum(len(body["prompt"]) for path, body in stub.calls if path == "/v1/completions")
+
+
+async def test_a_proof_without_doubt_asks_for_a_part_of_the_probe(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+    fleet.stubs[0].noise = 0.001
+
+    report = await fleet.engine.install(v1)
+
+    assert report.passed and report.replicas[0].tokens == 8 * 20
+    assert scored(fleet.stubs[0]) == 2 * 8
+
+
+async def test_a_proof_in_doubt_asks_for_all_of_it(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+
+    report = await fleet.engine.install(v1)
+
+    assert report.passed and report.replicas[0].tokens == 12 * 20
+    assert scored(fleet.stubs[0]) == 2 * 12
+
+
+async def test_what_looks_wrong_at_first_is_judged_by_all_of_the_probe(base: Path, v1: AdapterRef) -> None:
+    fleet = Fleet(base, 1)
+    await fleet.up()
+    fleet.stubs[0].serve_base = True
+
+    report = await fleet.engine.install(v1)
+
+    assert not report.passed and report.replicas[0].tokens == 12 * 20

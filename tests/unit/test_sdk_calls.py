@@ -19,6 +19,7 @@ LEASE_STATE = {"id": "batch_1", "state": "leased"}
 BATCH = {"id": None, "state": "insufficient_data", "available": 1, "needed": 32, "reason": "1 of 32 records"}
 HEALTH = {"status": "ok", "release": "0.1.0", "engine": "ready"}
 KEY = {"id": "key_1", "name": "app", "roles": ["chat"], "hint": "plk_ab", "created_at": MOMENT}
+REPLICA = {"name": "engine-1", "url": "http://a", "source": "operator", "state": "ready", "draining": True}
 COMPARISON = {"id": "c", "chosen": h.ANSWER_ID, "rejected": None, "tie": None, "end_user": None, "received_at": MOMENT}
 EVENT = {"id": "e", "response_id": h.ANSWER_ID, "type": "copy", "end_user": None}
 EVENT |= {"occurred_at": MOMENT, "received_at": MOMENT}
@@ -227,6 +228,10 @@ CALLS: list[Row] = [
         {"name": "app", "roles": ["chat"]},
         KEY | {"secret": "plk_abc"},
     ),
+    ("replicas", lambda c: c.replicas.list(), "GET", "/v1/replicas", None, h.page_json([REPLICA])),
+    ("add replica", lambda c: c.replicas.add("http://a"), "POST", "/v1/replicas", {"url": "http://a"}, REPLICA),
+    ("drain", lambda c: c.replicas.drain("engine-1"), "POST", "/v1/replicas/engine-1/drain", None, REPLICA),
+    ("remove", lambda c: c.replicas.remove("engine-1"), "DELETE", "/v1/replicas/engine-1", None, REPLICA),
     ("revoke", lambda c: c.keys.revoke("key_1"), "DELETE", "/v1/keys/key_1", None, KEY | {"revoked_at": MOMENT}),
     (
         "completions by metadata",

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from uuid_utils import uuid7
 
-Prefix = Literal["chatcmpl-", "req_", "fb_", "cmp_", "evt_", "batch_", "run_", "key_", "rollout_"]
+Prefix = Literal["chatcmpl-", "req_", "fb_", "cmp_", "evt_", "batch_", "run_", "key_", "rollout_", "gw_"]
 
 _UUID7_RANDOM_BITS = 80
 

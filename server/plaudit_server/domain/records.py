@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 Arm = Literal["stable", "canary", "pinned"]
 AnswerStatus = Literal["complete", "aborted", "failed"]
+ReplicaState = Literal["active", "draining", "removed"]
+ReplicaSource = Literal["settings", "operator"]
 Fate = Literal["stored", "erased", "unstored", "unknown"]
 
 
@@ -337,6 +339,17 @@ class KeyRow:
     hint: str
     created_at_ms: int
     revoked_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """An engine replica that somebody else runs. `source`: who put it on the list."""
+
+    name: str
+    url: str
+    state: ReplicaState
+    source: ReplicaSource
+    added_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,23 @@ class AdapterRef:
     manifest_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A replica that somebody else runs, as the fleet's list has it. Draining, it is given nothing new."""
+
+    name: str
+    url: str
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Other gateways on the same replicas: the versions that they use, and whether this one comes before them all."""
+
+    versions: frozenset[str]
+    is_first: bool = True
+
+
 @dataclass(slots=True)
 class ChoiceTrace:
     """What one choice was, exactly: the ids drawn and their log-probabilities (nats) when drawn.
@@ -112,6 +129,18 @@ class Engine(Protocol):
         """One entry a replica."""
         ...
 
+    def follow(self, members: Sequence[Member], others: Others | None) -> None:
+        """Bring the replicas in line with the fleet's list. Cheap where nothing changed; also before `start`.
+
+        A replica that is no longer listed, or draining, gets no new request; those in flight end by themselves. A
+        new one is watched from now on, and ready once everything that is installed was proven there.
+
+        Args:
+            members: the replicas that others run; a child of ours is not among them.
+            others: other gateways that use these replicas, if there are any.
+        """
+        ...
+
     def is_ready(self, version: str = "base") -> bool:
         """Whether a chat on `version` would be answered: some replica is ready and has it proven."""
         ...
@@ -148,16 +177,18 @@ class Engine(Protocol):
         ...
 
     async def install(self, adapter: AdapterRef) -> ProofReport:
-        """Check the artefact, load it on every replica, and prove it there.
+        """Check the artefact, load it on every ready replica, and prove it there.
 
-        Idempotent. A version that fails is unloaded again and can never be named. After a replica's restart the
-        engine installs what was installed before, by itself, before the replica is ready again.
+        A version is proven when `engine_quorum` replicas have proven it (unset: all that are ready now); another one
+        serves on without it. A version that fails is unloaded again and can never be named. After a
+        replica's restart the engine installs what was installed before, by itself, before the replica is ready again.
+        Idempotent.
 
         Returns:
             The proof; `passed` is False with the reason where anything did not hold. Never raises for a bad artefact.
 
         Raises:
-            EngineUnavailable: no replica is up; try again later.
+            EngineUnavailable: too few replicas are up; try again later.
         """
         ...
 
@@ -166,7 +197,7 @@ class Engine(Protocol):
         ...
 
     def resident(self) -> set[str]:
-        """Versions proven on every ready replica; always contains `base` when ready."""
+        """Versions that hold a place: installed and proven. Contains `base`; empty while no replica is ready."""
         ...
 
     async def base_fingerprint(self) -> str:

@@ -22,7 +22,7 @@ from plaudit.wire.fingerprint import file_sha256
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
-from plaudit_server.engine.base import AdapterRef, Brand, ChatTrace, ChoiceTrace
+from plaudit_server.engine.base import AdapterRef, Brand, ChatTrace, ChoiceTrace, Member, Others
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.retired: list[str] = []
         self.bodies: list[JsonObject] = []
+        self.members: list[Member] = []
+        self.others: Others | None = None
         self._installed: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
 
@@ -127,6 +129,10 @@ class FakeEngine:
                 restarts=self.restarts,
             )
         ]
+
+    def follow(self, members: Sequence[Member], others: Others | None) -> None:
+        """Remember the list; there is nothing behind it."""
+        self.members, self.others = list(members), others
 
     def is_ready(self, version: str = "base") -> bool:
         """Whether `version` could answer."""

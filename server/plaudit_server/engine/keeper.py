@@ -16,7 +16,8 @@ from plaudit_server.engine.swap import Replica, SwapRefused
 from plaudit_server.errors import EngineError
 from plaudit_server.settings import Settings
 
-OnUp = Callable[[Replica], Awaitable[None]]
+OnReplica = Callable[[Replica], Awaitable[None]]
+"""Does something about a replica: brings one that has come up to where it may serve, or checks one that serves."""
 
 MAX_FAST_FAILURES = 5
 """Starts in a row that never became healthy, after which only a person can help."""
@@ -24,7 +25,7 @@ MAX_FAST_FAILURES = 5
 LONGEST_PAUSE_S = 60.0
 WEDGED_AFTER_S = 90.0
 _POLL_S = 0.25
-_WATCH_S = 2.0
+WATCH_S = 2.0
 _PING_TIMEOUT_S = 30.0
 _MISSES_ALLOWED = 3
 
@@ -43,13 +44,19 @@ def pause_before(failures: int) -> float:
 class ChildKeeper:
     """Keeps an engine of our own running."""
 
-    def __init__(
-        self, replica: Replica, settings: Settings, base: Path, on_up: OnUp, launcher: Launcher = launch_vllm
+    def __init__(  # noqa: PLR0917
+        self,
+        replica: Replica,
+        settings: Settings,
+        base: Path,
+        on_up: OnReplica,
+        on_look: OnReplica,
+        launcher: Launcher = launch_vllm,
     ) -> None:
         self._replica = replica
         self._settings = settings
         self._base = base
-        self._on_up = on_up
+        self._on_up, self._on_look = on_up, on_look
         self._launcher = launcher
         self._child: EngineChild | None = None
         self.seconds_to_healthy: float | None = None
@@ -115,33 +122,53 @@ class ChildKeeper:
         ended = asyncio.ensure_future(child.wait())
         try:
             while True:
-                await asyncio.wait([ended], timeout=_WATCH_S)
+                await asyncio.wait([ended], timeout=WATCH_S)
                 if ended.done():
                     return f"the engine ended with status {ended.result()}: {child.last_words()}"
                 if await answers(client):
                     last_answer = time.monotonic()
+                    await self._look()
                 elif time.monotonic() - last_answer > WEDGED_AFTER_S:
                     return f"the engine has not answered for {WEDGED_AFTER_S:g} s; it is restarted"
         finally:
             ended.cancel()
 
+    async def _look(self) -> None:
+        """The process lives; what it holds is looked at again in a moment where that could not be told."""
+        try:
+            await (self._on_look if self._replica.state == "ready" else self._on_up)(self._replica)
+        except (EngineError, SwapRefused) as error:
+            _log.warning("engine %s could not be looked at: %s", self._replica.name, error)
+
 
 class RemoteKeeper:
     """Watches a vLLM that somebody else runs."""
 
-    def __init__(self, replica: Replica, url: str, on_up: OnUp) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        url: str,
+        on_up: OnReplica,
+        on_look: OnReplica,
+        connect: Callable[[str], ReplicaClient] = lambda url: ReplicaClient(url=url),
+    ) -> None:
         self._replica = replica
         self._url = url
-        self._on_up = on_up
+        self._on_up, self._on_look = on_up, on_look
+        self._connect = connect
         self._misses = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        async with ReplicaClient(url=self._url) as client:
-            self._replica.client = client
-            while True:
-                await self._look(client)
-                await asyncio.sleep(_WATCH_S)
+        try:
+            async with self._connect(self._url) as client:
+                self._replica.client = client
+                while True:
+                    await self._look(client)
+                    await asyncio.sleep(WATCH_S)
+        finally:
+            self._replica.state, self._replica.client = "down", None
+            self._replica.forget()
 
     async def _look(self, client: ReplicaClient) -> None:
         replica = self._replica
@@ -149,11 +176,9 @@ class RemoteKeeper:
             if not await client.healthy():
                 raise StartFailed(f"{self._url} does not answer")
             self._misses = 0
-            held = await client.models()
-            if replica.state == "ready" and all(r.lora_name in held for r in replica.resident.values()):
+            if replica.state == "ready":
+                await self._on_look(replica)
                 return
-            # It is new, back, or was restarted between two looks: names live in vLLM's memory only.
-            replica.restarts += replica.state == "ready"
             replica.state = "starting"
             replica.forget()
             await self._on_up(replica)
@@ -169,6 +194,7 @@ class RemoteKeeper:
             replica.restarts += replica.state == "ready"
             replica.state, replica.detail = "down", why
             replica.forget()
+            _log.error("engine %s is down: %s", replica.name, why)
 
 
 async def answers(client: ReplicaClient) -> bool:

@@ -38,6 +38,9 @@ import numpy.typing as npt
 MIN_SEQUENCES = 8
 """Fewer clusters give no honest interval."""
 
+CLEAR_HALF_WIDTH = 0.02
+"""A passing interval this narrow, a tenth of what the bounds allow, needs no further sequences."""
+
 PARENT_TOLERANCE = 0.15
 """Largest mean |served − trained| log-probability (nats) of the parent; measured noise is 0.04 to 0.07."""
 
@@ -125,6 +128,13 @@ def judge(sequences: Sequence[ScoredSequence], *, low: float, high: float) -> Pr
         new_gap=new_gap,
         reason=_verdict(slope, gap, len(sequences), low, high),
     )
+
+
+def is_beyond_doubt(result: ProbeResult) -> bool:
+    """Whether a part of a probe passes so clearly that the rest need not be asked for."""
+    if not result.passed or result.low is None or result.high is None:
+        return False
+    return result.high - result.low <= 2 * CLEAR_HALF_WIDTH
 
 
 def _verdict(slope: Slope | None, parent_gap: float, sequences: int, low: float, high: float) -> str | None:

@@ -8,20 +8,24 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from plaudit.wire.training import TokenSequence
-from plaudit.wire.versions import Probe, ReplicaProof
+from plaudit.wire.versions import Probe, ProbeSequence, ReplicaProof
 from plaudit_server.engine.artefact import CheckedAdapter
 from plaudit_server.engine.base import AdapterRef
-from plaudit_server.engine.probe import ProbeResult, ScoredSequence, judge
+from plaudit_server.engine.breaker import Breaker
+from plaudit_server.engine.probe import MIN_SEQUENCES, ProbeResult, ScoredSequence, is_beyond_doubt, judge
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
 BASE = "base"
+
+_ADOPT_POLL_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -37,15 +41,23 @@ class Resident:
 
 @dataclass(slots=True)
 class Replica:
-    """One vLLM server as the engine sees it."""
+    """One vLLM server as the engine sees it. `url` is None for a child of ours; draining, it takes nothing new."""
 
     name: str
+    url: str | None = None
     client: ReplicaClient | None = None
     state: Literal["starting", "ready", "down"] = "starting"
     detail: str | None = None
     restarts: int = 0
     resident: dict[str, Resident] = field(default_factory=dict)
     in_flight: Counter[str] = field(default_factory=Counter)
+    draining: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be given work."""
+        return self.state == "ready" and not self.draining
 
     @property
     def load(self) -> int:
@@ -54,7 +66,7 @@ class Replica:
 
     def serves(self, version: str) -> bool:
         """Whether it is ready and has the version proven."""
-        return self.state == "ready" and (version == BASE or version in self.resident)
+        return self.ready and (version == BASE or version in self.resident)
 
     def model(self, version: str) -> str:
         """The name by which vLLM knows the version here."""
@@ -84,7 +96,13 @@ class SwapRefused(Exception):
 
 
 async def prove_on(
-    replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, parent_model: str, bounds: Bounds
+    replica: Replica,
+    ref: AdapterRef,
+    adapter: CheckedAdapter,
+    parent_model: str,
+    bounds: Bounds,
+    *,
+    adopt_within_s: float | None = None,
 ) -> tuple[ReplicaProof, Resident | None]:
     """Load and prove an adapter on one replica; unload it again where the proof fails.
 
@@ -94,28 +112,78 @@ async def prove_on(
         adapter: its checked artefact.
         parent_model: the name by which the replica knows the parent.
         bounds: for the slope.
+        adopt_within_s: another gateway uses it too: use what that one has loaded, if it appears within this time and
+            can be proven; else load our own beside it.
 
     Raises:
         EngineUnavailable: the replica went away.
     """
-    proof = ReplicaProof(replica=replica.name, passed=False, slope=None, tensors_expected=len(adapter.tensors))
+    if adopt_within_s is not None:
+        found = await adopt(replica, ref, adapter, within_s=adopt_within_s)
+        if found is not None:
+            proof = await _prove(replica, found, adapter, parent_model, bounds)
+            if proof.passed:
+                return proof, found
+    proof = _unproven(replica, adapter)
     resident: Resident | None = None
     try:
         resident = await load(replica, ref, adapter)
+    except EngineUnavailable:
+        raise
+    except (SwapRefused, EngineError) as error:
+        proof.reason = str(error)
+    else:
+        proof = await _prove(replica, resident, adapter, parent_model, bounds)
+    if proof.passed:
+        return proof, resident
+    _log.warning("%s is not proven on %s: %s", ref.name, replica.name, proof.reason)
+    if resident is not None:
+        await unload(replica, resident)
+    return proof, None
+
+
+def _unproven(replica: Replica, adapter: CheckedAdapter) -> ReplicaProof:
+    return ReplicaProof(replica=replica.name, passed=False, slope=None, tensors_expected=len(adapter.tensors))
+
+
+async def _prove(
+    replica: Replica, resident: Resident, adapter: CheckedAdapter, parent_model: str, bounds: Bounds
+) -> ReplicaProof:
+    """Bytes, then behaviour, of what is loaded there. Raises EngineUnavailable."""
+    proof = _unproven(replica, adapter)
+    try:
         await _prove_bytes(replica, resident, adapter, proof)
         result = await probe_replica(replica.reach(), resident.lora_name, parent_model, adapter.probe, bounds)
         _fill(proof, result)
     except EngineUnavailable:
         raise
     except (SwapRefused, EngineError) as error:
+        if isinstance(error, EngineRefused) and error.status == 404:
+            # Not the version's fault: the replica was restarted, or another gateway took the adapter for a stranger.
+            raise EngineUnavailable(f"{resident.ref.name} was taken away during its proof.") from error
         proof.reason = str(error)
-    if proof.reason is None:
-        proof.passed = True
-        return proof, resident
-    _log.warning("%s is not proven on %s: %s", ref.name, replica.name, proof.reason)
-    if resident is not None:
-        await unload(replica, resident)
-    return proof, None
+    proof.passed = proof.reason is None
+    return proof
+
+
+async def adopt(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, *, within_s: float) -> Resident | None:
+    """The version as another gateway has loaded it on this replica, unproven; None where it is not there whole."""
+    client = replica.reach()
+    deadline = time.monotonic() + within_s
+    while not (names := sorted(name for name in await client.models() if name.startswith(_prefix(ref)))):
+        if time.monotonic() > deadline:
+            return None
+        await asyncio.sleep(_ADOPT_POLL_S)
+    workers = await held_numbers(client)
+    for number in sorted(set.intersection(*workers)):
+        answers = await client.call_workers("plaudit_digests", number, adapter.manifest.lora.rank)
+        if answers and all(_compare(place, answer, adapter)[1] is None for place, answer in enumerate(answers)):
+            return Resident(ref, names[0], frozenset({number}))
+    return None
+
+
+def _prefix(ref: AdapterRef) -> str:
+    return f"{ref.name}-{ref.manifest_sha256[:8]}-"
 
 
 async def load(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Resident:
@@ -125,10 +193,10 @@ async def load(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter) -> Re
         SwapRefused: no worker took up an adapter.
     """
     client = replica.reach()
-    lora_name = f"{ref.name}-{ref.manifest_sha256[:8]}-{secrets.token_hex(3)}"
-    before = await _numbers(client)
+    lora_name = _prefix(ref) + secrets.token_hex(3)
+    before = await held_numbers(client)
     await client.load_adapter(lora_name, adapter.folder)
-    new = set().union(*(after - old for after, old in zip(await _numbers(client), before, strict=True)))
+    new = set().union(*(after - old for after, old in zip(await held_numbers(client), before, strict=True)))
     if len(new) != 1:
         with contextlib.suppress(EngineError):
             await client.unload_adapter(lora_name)
@@ -145,18 +213,7 @@ async def unload(replica: Replica, resident: Resident) -> None:
         await client.call_workers("plaudit_forget", sorted(resident.numbers))
 
 
-async def clear(replica: Replica) -> None:
-    """Take away whatever an earlier life of ours left on a server that outlived it."""
-    client = replica.reach()
-    for name in sorted(await client.models() - {BASE}):
-        with contextlib.suppress(EngineError):
-            await client.unload_adapter(name)
-    numbers = set().union(*await _numbers(client))
-    if numbers:
-        await client.call_workers("plaudit_forget", sorted(numbers))
-
-
-async def _numbers(client: ReplicaClient) -> list[set[int]]:
+async def held_numbers(client: ReplicaClient) -> list[set[int]]:
     """The adapters that each worker holds."""
     workers: list[Any] = []
     with contextlib.suppress(EngineRefused):
@@ -206,20 +263,30 @@ def _fill(proof: ReplicaProof, result: ProbeResult) -> None:
 async def probe_replica(
     client: ReplicaClient, new_model: str, parent_model: str, probe: Probe, bounds: Bounds
 ) -> ProbeResult:
-    """Score the probe under both names and judge."""
-    tokens = [TokenSequence(prompt_ids=s.prompt_ids, response_ids=s.response_ids) for s in probe.sequences]
+    """Score the probe under both names and judge.
+
+    The first sequences are looked at alone: where they leave no doubt that the right adapter is live, the rest is not
+    scored, since every token of a proof is taken from the users' answers. Only a pass can come early, and only a far
+    clearer one than the bounds ask for; two looks instead of one at most double a chance of error that is far below
+    that of the bounds.
+    """
+    first = await _scored(client, new_model, parent_model, probe.sequences[:MIN_SEQUENCES])
+    result = await asyncio.to_thread(judge, first, low=bounds.low, high=bounds.high)
+    if len(probe.sequences) <= MIN_SEQUENCES or is_beyond_doubt(result):
+        return result
+    rest = await _scored(client, new_model, parent_model, probe.sequences[MIN_SEQUENCES:])
+    return await asyncio.to_thread(judge, [*first, *rest], low=bounds.low, high=bounds.high)
+
+
+async def _scored(
+    client: ReplicaClient, new_model: str, parent_model: str, sequences: Sequence[ProbeSequence]
+) -> list[ScoredSequence]:
+    tokens = [TokenSequence(prompt_ids=s.prompt_ids, response_ids=s.response_ids) for s in sequences]
     served_parent = await client.score(tokens, model=parent_model, priority=PROBE_PRIORITY)
     served_new = await client.score(tokens, model=new_model, priority=PROBE_PRIORITY)
-    scored = _pair(probe, served_parent, served_new)
-    return await asyncio.to_thread(judge, scored, low=bounds.low, high=bounds.high)
-
-
-def _pair(
-    probe: Probe, served_parent: Sequence[list[float]], served_new: Sequence[list[float]]
-) -> list[ScoredSequence]:
     return [
         ScoredSequence(s.parent_logprobs, s.new_logprobs, parent, new, s.exact_change)
-        for s, parent, new in zip(probe.sequences, served_parent, served_new, strict=True)
+        for s, parent, new in zip(sequences, served_parent, served_new, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from plaudit.wire.chat import SamplingParams
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
-from plaudit_server.engine.base import AdapterRef, Brand, ChatStream, ChatTrace, Engine
+from plaudit_server.engine.base import AdapterRef, Brand, ChatStream, ChatTrace, Engine, Member, Others
 from plaudit_server.tracing import Attributes, Tracing, carried_by, failed
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ class TracedEngine:
         """One entry a replica."""
         return self._engine.health()
 
+    def follow(self, members: Sequence[Member], others: Others | None) -> None:
+        """Bring the replicas in line with the fleet's list."""
+        self._engine.follow(members, others)
+
     def is_ready(self, version: str = "base") -> bool:
         """Whether a chat on `version` would be answered."""
         return self._engine.is_ready(version)
 
     def resident(self) -> set[str]:
-        """Versions proven on every ready replica."""
+        """Versions that are installed and hold a place."""
         return self._engine.resident()
 
     async def base_fingerprint(self) -> str:

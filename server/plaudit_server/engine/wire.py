@@ -21,6 +21,10 @@ class Unreachable(Exception):
     """The server cannot be reached, did not answer in time, or went away in mid-answer."""
 
 
+class NotReached(Unreachable):
+    """No connection came about, so nothing of the request was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A whole answer."""
@@ -89,14 +93,14 @@ class PooledWire:
             ) as reply:
                 return Reply(reply.status, await reply.read())
         except _FAILURES as error:
-            raise Unreachable(type(error).__name__) from error
+            raise _failure(error) from error
 
     async def open(self, path: str, body: bytes, headers: Mapping[str, str]) -> "PooledStream":
         """A POST whose answer is read piece by piece; see `Wire.open`."""
         try:
             return PooledStream(await self._http().post(self._address(path), data=body, headers=headers))
         except _FAILURES as error:
-            raise Unreachable(type(error).__name__) from error
+            raise _failure(error) from error
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -158,3 +162,8 @@ class PooledStream:
 
 _UNLIMITED = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+def _failure(error: Exception) -> Unreachable:
+    not_reached = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    return (NotReached if not_reached else Unreachable)(type(error).__name__)

@@ -369,6 +369,26 @@ feedback_token_uses = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
+# Engine replicas that others run. `state`: active, draining, removed (kept, so that a seed stays removed).
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("url", String(512), nullable=False, unique=True),
+    Column("state", STATE, nullable=False),
+    Column("source", STATE, nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+)
+
+# Server processes on this database, and the versions that each uses on the replicas.
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("versions", JSON_VALUE, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

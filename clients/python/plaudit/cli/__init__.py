@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from plaudit import __version__
-from plaudit.cli import chat, doctor, keys, rollouts, runs, tune, versions
+from plaudit.cli import chat, doctor, keys, replicas, rollouts, runs, tune, versions
 from plaudit.cli._session import Session, complain, exit_code, one_line
 
 
@@ -40,6 +40,7 @@ app.command()(versions.promote)
 app.command()(versions.rollback)
 app.add_typer(rollouts.rollouts, name="rollouts")
 app.add_typer(runs.runs, name="runs")
+app.add_typer(replicas.replicas, name="replicas")
 app.add_typer(keys.keys, name="keys")
 app.command()(doctor.doctor)
 app.command(  # its options are the trainer's, which parses them and answers --help

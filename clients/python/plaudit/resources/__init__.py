@@ -5,6 +5,7 @@ from plaudit._core import Call, ask, post, reader
 from plaudit.resources.chat import Chat, Completions
 from plaudit.resources.feedback import Comparisons, Events, FeedbackVotes
 from plaudit.resources.governance import Audit, Keys
+from plaudit.resources.replicas import Replicas
 from plaudit.resources.rollouts import Rollouts
 from plaudit.resources.training import Training
 from plaudit.resources.versions import Aliases, Versions
@@ -28,6 +29,7 @@ class Resources(Resource[D_co]):
         self.aliases = Aliases(driver)
         self.rollouts = Rollouts(driver)
         self.training = Training(driver)
+        self.replicas = Replicas(driver)
         self.keys = Keys(driver)
         self.audit = Audit(driver)
 

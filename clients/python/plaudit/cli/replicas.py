@@ -1,0 +1,76 @@
+"""`plaudit replicas`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plaudit.cli._session import JsonFlag, print_json, print_table, session_of
+
+if TYPE_CHECKING:
+    from plaudit.wire.ops import Replica
+
+replicas = typer.Typer(help="Engine replicas.", invoke_without_command=True)
+
+Name = Annotated[str, typer.Argument(help="Such as engine-1.")]
+
+
+@replicas.callback()
+def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """Engine replicas."""
+    if ctx.invoked_subcommand is None:
+        list_replicas(ctx, as_json=as_json)
+
+
+@replicas.command("list")
+def list_replicas(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """All replicas, as the server sees them."""
+    session = session_of(ctx, as_json)
+    with session.client() as client:
+        found = client.replicas.list().data
+    if session.as_json:
+        print_json(found)
+        return
+    print_table(("name", "state", "holds", "in flight", "address", "detail"), map(_row, found), empty="No replicas.")
+
+
+@replicas.command("add")
+def add_replica(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Argument(help="Of a vLLM server that only Plaudit can reach.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a replica on the list; it answers once everything that serves was proven on it."""
+    session = session_of(ctx, as_json)
+    with session.client() as client:
+        added = client.replicas.add(url)
+    print_json(added) if session.as_json else typer.echo(f"{added.name} is on the list: {added.url}")
+
+
+@replicas.command("drain")
+def drain_replica(ctx: typer.Context, name: Name, as_json: JsonFlag = False) -> None:
+    """Give a replica nothing new."""
+    session = session_of(ctx, as_json)
+    with session.client() as client:
+        draining = client.replicas.drain(name)
+    if session.as_json:
+        print_json(draining)
+        return
+    typer.echo(
+        f"{draining.name} is draining, {draining.in_flight} in flight; `plaudit replicas` says when it is drained"
+    )
+
+
+@replicas.command("remove")
+def remove_replica(ctx: typer.Context, name: Name, as_json: JsonFlag = False) -> None:
+    """Take a replica off the list."""
+    session = session_of(ctx, as_json)
+    with session.client() as client:
+        gone = client.replicas.remove(name)
+    print_json(gone) if session.as_json else typer.echo(f"{gone.name} is off the list")
+
+
+def _row(one: "Replica") -> tuple[str, ...]:
+    state = "draining" if one.draining else one.state
+    breaker = "" if one.breaker == "closed" else f"breaker {one.breaker}"
+    holds = ", ".join(one.resident)
+    return (one.name, state, holds, str(one.in_flight), one.url or "child", one.detail or breaker)

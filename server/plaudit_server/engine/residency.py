@@ -1,0 +1,384 @@
+"""Which adapters are where: installing with proof, retiring, putting back, and looking whether it is still so.
+
+One change at a time: whoever loads or unloads holds the lock, so that what another part is about to prove is never
+taken for a stranger.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from plaudit.wire.fingerprint import base_fingerprint, file_sha256
+from plaudit.wire.versions import Manifest, ProofReport, ReplicaProof
+from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter, check_artefact, read_base
+from plaudit_server.engine.audit import Believed, Difference, Held, compare, removable
+from plaudit_server.engine.base import AdapterRef, Others
+from plaudit_server.engine.swap import (
+    BASE,
+    Bounds,
+    Replica,
+    Resident,
+    SwapRefused,
+    held_numbers,
+    loaded_for_a_while,
+    prove_on,
+    unload,
+)
+from plaudit_server.errors import EngineError, EngineUnavailable
+from plaudit_server.settings import Settings
+
+WORKERS_ASKED_EVERY_S = 10.0
+"""Names are compared at every look; the workers' numbers this often, since that waits for the engine's step."""
+
+STRANGER_GRACE_S = 60.0
+"""What another gateway loads may be unknown this long before it is taken away."""
+
+PROOF_TIMEOUT_S = 600.0
+"""A replica that has not proven a version after this long counts as away: it must not hold up the others for ever."""
+
+_FIRST_WAITS_S, _OTHERS_WAIT_S = 1.0, 6.0
+"""After a replica's restart all gateways miss the same versions: the first in order loads them, the others adopt."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
+_DRAIN_POLL_S = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What is remembered of a replica from look to look. Times are seconds of the monotonic clock."""
+
+    workers_asked_at: float = float("-inf")
+    strange_since: dict[str, float] = field(default_factory=dict)
+    try_again_at: dict[str, float] = field(default_factory=dict)
+    pauses: dict[str, float] = field(default_factory=dict)
+
+    def failed(self, version: str, now: float) -> None:
+        """A version could not be put back: wait twice as long each time."""
+        pause = min(_LONGEST_PAUSE_S, 2 * self.pauses.get(version, _FIRST_PAUSE_S / 2))
+        self.pauses[version], self.try_again_at[version] = pause, now + pause
+
+    def succeeded(self, version: str) -> None:
+        """It is there."""
+        self.pauses.pop(version, None)
+        self.try_again_at.pop(version, None)
+
+
+class Residency:
+    """What is installed, and on which replicas.
+
+    Args:
+        settings: `engine_max_loras`, `engine_max_lora_rank`, `engine_quorum`, `probe_*`.
+        base: the base model's folder.
+        replicas: those of the fleet, as they are when it is called.
+    """
+
+    def __init__(self, settings: Settings, base: Path, replicas: Callable[[], Sequence[Replica]]) -> None:
+        self._settings = settings
+        self._base = base
+        self._replicas = replicas
+        self._bounds = Bounds(settings.probe_slope_low, settings.probe_slope_high)
+        self._model: BaseModel | None = None
+        self._installed: dict[str, tuple[AdapterRef, ProofReport]] = {}
+        self._known: dict[str, AdapterRef] = {}
+        self._swapping = asyncio.Lock()
+        self._notes: dict[str, _Notes] = {}
+        self.retiring: set[str] = set()
+        self.others: Others | None = None
+        """Other gateways on these replicas; None: there is none."""
+
+    def versions(self) -> set[str]:
+        """Versions that hold a place."""
+        return set(self._installed) - self.retiring
+
+    async def base_model(self) -> BaseModel:
+        """What adapters are checked against; read once."""
+        if self._model is None:
+            fingerprint = await asyncio.to_thread(base_fingerprint, self._base)
+            self._model = await asyncio.to_thread(read_base, self._base, fingerprint)
+        return self._model
+
+    # ---- installing
+
+    async def install(self, adapter: AdapterRef) -> ProofReport:
+        """Check, load and prove a version; see `Engine.install`."""
+        started = time.monotonic()
+        while adapter.name in self.retiring:  # noqa: ASYNC110  # it is on its way out; load it afresh then
+            await asyncio.sleep(_DRAIN_POLL_S)
+        async with self._swapping:
+            ready = self._enough()
+            already = self._installed.get(adapter.name)
+            if already is not None and already[0] == adapter and all(adapter.name in r.resident for r in ready):
+                return already[1]
+            try:
+                checked = await self._admit(adapter)
+            except ArtefactRefused as error:
+                return _report(started, [], str(error))
+            report = await self._install_on(ready, adapter, checked, started)
+            if report.passed:
+                self._installed[adapter.name] = (adapter, report)
+                self._known[adapter.name] = adapter
+            return report
+
+    def _enough(self) -> list[Replica]:
+        """The ready replicas. Raises EngineUnavailable where they are fewer than the quorum."""
+        ready = [r for r in self._replicas() if r.ready]
+        quorum = self._settings.engine_quorum or 1
+        if not ready:
+            raise EngineUnavailable()
+        if len(ready) < quorum:
+            raise EngineUnavailable(
+                f"{len(ready)} of {len(self._replicas())} engine replicas are ready, and a version needs {quorum} "
+                "(PLAUDIT_ENGINE_QUORUM) to prove it."
+            )
+        return ready
+
+    async def _admit(self, adapter: AdapterRef) -> CheckedAdapter:
+        """The artefact's check, and whether there is room for it."""
+        already = self._installed.get(adapter.name)
+        if already is not None and already[0].manifest_sha256 != adapter.manifest_sha256:
+            raise ArtefactRefused(f"{adapter.name} is already live with another manifest; a version never changes")
+        if already is None and len(self._installed) >= self._settings.engine_max_loras:
+            held = ", ".join(self._installed)
+            raise ArtefactRefused(
+                f"{len(self._installed)} versions are resident ({held}); retire one, or raise PLAUDIT_ENGINE_MAX_LORAS"
+            )
+        return await self._check(adapter)
+
+    async def _check(self, adapter: AdapterRef) -> CheckedAdapter:
+        base = await self.base_model()
+        return await asyncio.to_thread(check_artefact, adapter, base, max_rank=self._settings.engine_max_lora_rank)
+
+    async def _install_on(
+        self, replicas: Sequence[Replica], adapter: AdapterRef, checked: CheckedAdapter, started: float
+    ) -> ProofReport:
+        """Prove on a quorum or on none. A replica that goes away meanwhile is proven when it comes back."""
+        attempts = await asyncio.gather(
+            *(self._attempt(replica, adapter, checked) for replica in replicas), return_exceptions=True
+        )
+        proofs: list[ReplicaProof] = []
+        placed: list[tuple[Replica, Resident]] = []
+        for replica, attempt in zip(replicas, attempts, strict=True):
+            if isinstance(attempt, EngineUnavailable):
+                continue
+            if isinstance(attempt, BaseException):
+                raise attempt
+            proofs.append(attempt[0])
+            if attempt[1] is not None:
+                placed.append((replica, attempt[1]))
+        if self._suffice(proofs):
+            for replica, resident in placed:
+                replica.resident[adapter.name] = resident
+            return _report(started, proofs, None)
+        for replica, resident in placed:
+            if adapter.name not in replica.resident:
+                await unload(replica, resident)
+        self._still_possible(proofs)
+        return _report(started, proofs, next(f"{p.replica}: {p.reason}" for p in proofs if not p.passed))
+
+    def _suffice(self, proofs: Sequence[ReplicaProof]) -> bool:
+        needed = self._settings.engine_quorum or len(proofs)
+        return bool(proofs) and sum(proof.passed for proof in proofs) >= needed
+
+    def _still_possible(self, proofs: Sequence[ReplicaProof]) -> None:
+        """Raise EngineUnavailable where the replicas that did not answer could still make the quorum."""
+        silent = len(self._replicas()) - len(proofs)
+        passed = sum(proof.passed for proof in proofs)
+        if not proofs or passed + silent >= (self._settings.engine_quorum or len(proofs) + silent + 1):
+            raise EngineUnavailable(f"{passed} engine replicas have proven it, too few; {silent} did not answer.")
+
+    async def _attempt(
+        self, replica: Replica, adapter: AdapterRef, checked: CheckedAdapter
+    ) -> tuple[ReplicaProof, Resident | None]:
+        if adapter.name in replica.resident:
+            unproven = ReplicaProof(replica=replica.name, passed=False, slope=None)
+            before = self._installed.get(adapter.name)
+            known = before[1].replicas if before else []
+            return next((p for p in known if p.replica == replica.name), unproven), replica.resident[adapter.name]
+        try:
+            async with asyncio.timeout(PROOF_TIMEOUT_S), self._parent(replica, adapter, checked) as parent_model:
+                patience_s = self._patience_s(adapter.name)
+                return await prove_on(replica, adapter, checked, parent_model, self._bounds, adopt_within_s=patience_s)
+        except TimeoutError as error:
+            raise EngineUnavailable(
+                f"{replica.name} has not proven {adapter.name} after {PROOF_TIMEOUT_S:g} s."
+            ) from error
+        except (SwapRefused, ArtefactRefused) as error:
+            reason = f"its parent {adapter.parent} cannot be compared with: {error}"
+            return ReplicaProof(replica=replica.name, passed=False, slope=None, reason=reason), None
+
+    def _is_shared(self, version: str) -> bool:
+        return self.others is not None and version in self.others.versions
+
+    def _patience_s(self, version: str) -> float | None:
+        """How long to wait for another gateway to load a version that it uses too; None where none does."""
+        if self.others is None or not self._is_shared(version):
+            return None
+        return _FIRST_WAITS_S if self.others.is_first else _OTHERS_WAIT_S
+
+    @contextlib.asynccontextmanager
+    async def _parent(self, replica: Replica, adapter: AdapterRef, checked: CheckedAdapter) -> AsyncIterator[str]:
+        """The name of the parent on this replica; one that is not resident is loaded into the spare slot."""
+        if adapter.parent == BASE or adapter.parent in replica.resident:
+            yield replica.model(adapter.parent)
+            return
+        known = self._known.get(adapter.parent)
+        ref = known if known is not None else await asyncio.to_thread(_sibling, checked)
+        parent = await self._check(ref)
+        async with loaded_for_a_while(replica, ref, parent) as lora_name:
+            yield lora_name
+
+    # ---- retiring
+
+    async def retire(self, version: str) -> None:
+        """Unload a version once no request uses it. Where another gateway uses it, it is only forgotten here."""
+        if version not in self._installed:
+            return
+        self.retiring.add(version)
+        try:
+            while any(r.in_flight[version] for r in self._replicas()):  # noqa: ASYNC110  # rare, and nobody is waiting
+                await asyncio.sleep(_DRAIN_POLL_S)
+            async with self._swapping:
+                self._installed.pop(version, None)
+                for replica in self._replicas():
+                    resident = replica.resident.pop(version, None)
+                    if resident is not None and replica.client is not None and not self._is_shared(version):
+                        await unload(replica, resident)
+        finally:
+            self.retiring.discard(version)
+
+    # ---- putting back
+
+    async def restore(self, replica: Replica) -> None:
+        """Called when a replica has come up, before it is ready: put back what was installed, with proof."""
+        async with self._swapping:
+            self._notes.pop(replica.name, None)
+            await self._take_away(replica, await self._compare(replica, ask_workers=True))
+            for version in list(self._installed):
+                await self._put_back(replica, version)
+            # Within the lock, so that a swap that waits for it sees this replica.
+            replica.state = "ready"
+
+    async def look(self, replica: Replica) -> None:
+        """Compare what a ready replica holds with what we believe, and mend the difference.
+
+        A version that is gone gets no further request there until it is loaded afresh and proven. A server that was
+        restarted without our noticing gets everything back before it is ready again.
+        """
+        notes = self._notes.setdefault(replica.name, _Notes())
+        now = time.monotonic()
+        ask_workers = now - notes.workers_asked_at >= WORKERS_ASKED_EVERY_S
+        difference = await self._compare(replica, ask_workers=ask_workers)
+        if ask_workers:
+            notes.workers_asked_at = now
+        if difference.restarted:
+            _log.warning("engine %s was restarted: it holds nothing of ours", replica.name)
+            replica.restarts, replica.state = replica.restarts + 1, "starting"
+            replica.forget()
+            await self.restore(replica)
+            return
+        due = self._due(replica, notes, now)
+        strange = difference.strange_names or difference.strange_numbers
+        if not (due or strange) or self._swapping.locked():  # at the next look then
+            return
+        async with self._swapping:
+            if strange:  # what was under way a moment ago is no stranger now
+                await self._take_away(replica, await self._compare(replica, ask_workers=ask_workers))
+            for version in due:
+                if version in self._installed:
+                    await self._put_back(replica, version)
+
+    def lost(self, replica: Replica, version: str, why: str) -> None:
+        """A replica turned out not to have a version: no further request for it there until it is proven again."""
+        if replica.resident.pop(version, None) is not None:
+            _log.error("engine %s lost %s (%s); it is loaded and proven again", replica.name, version, why)
+
+    def _due(self, replica: Replica, notes: _Notes, now: float) -> list[str]:
+        missing = set(self._installed) - set(replica.resident) - self.retiring
+        return sorted(version for version in missing if notes.try_again_at.get(version, now) <= now)
+
+    async def _compare(self, replica: Replica, *, ask_workers: bool) -> Difference:
+        """How things differ; versions that were lost are taken out of the routing at once."""
+        client = replica.reach()
+        before = dict(replica.resident)
+        names = await client.models()
+        workers = await held_numbers(client) if ask_workers else None
+        # What was unloaded or loaded meanwhile is left out of the comparison; the next look sees it.
+        believed = {name: one for name, one in before.items() if replica.resident.get(name) is one}
+        difference = compare(
+            {name: Believed(one.lora_name, one.numbers) for name, one in believed.items()}, Held(names, workers)
+        )
+        for version, why in difference.lost.items():
+            self.lost(replica, version, why)
+        return difference
+
+    async def _take_away(self, replica: Replica, difference: Difference) -> None:
+        """Unload what nobody uses. The lock must be held."""
+        notes, now = self._notes.setdefault(replica.name, _Notes()), time.monotonic()
+        strange = {*difference.strange_names, *map(str, difference.strange_numbers)}
+        notes.strange_since = {name: notes.strange_since.get(name, now) for name in strange}
+        names = removable(
+            difference.strange_names,
+            ours=self.others is None,
+            claimed=self.others.versions if self.others else frozenset(),
+            first_seen=notes.strange_since,
+            now=now,
+            grace_s=STRANGER_GRACE_S,
+        )
+        client = replica.reach()
+        for name in sorted(names):
+            _log.warning("engine %s holds %s, which nobody asked for: it is unloaded", replica.name, name)
+            with contextlib.suppress(EngineError):
+                await client.unload_adapter(name)
+        numbers = self._strays(difference, names, notes, now)
+        if numbers:
+            await client.call_workers("plaudit_forget", sorted(numbers))
+
+    def _strays(self, difference: Difference, removed: frozenset[str], notes: _Notes, now: float) -> set[int]:
+        """Tensors without an owner. While another gateway's names are there, any number may be one of theirs."""
+        if self.others is None:
+            return set(difference.strange_numbers)
+        if difference.strange_names - removed:
+            return set()
+        return {n for n in difference.strange_numbers if now - notes.strange_since[str(n)] >= STRANGER_GRACE_S}
+
+    async def _put_back(self, replica: Replica, version: str) -> None:
+        """Load and prove an installed version again on one replica. The lock must be held."""
+        notes = self._notes.setdefault(replica.name, _Notes())
+        adapter, _ = self._installed[version]
+        try:
+            proof, resident = await self._attempt(replica, adapter, await self._check(adapter))
+            reason = proof.reason
+        except ArtefactRefused as error:
+            resident, reason = None, str(error)
+        if resident is not None:
+            replica.resident[version] = resident
+            notes.succeeded(version)
+            _log.info("%s is back on %s", version, replica.name)
+        else:
+            notes.failed(version, time.monotonic())
+            _log.error("%s was not put back on %s: %s", version, replica.name, reason)
+
+
+def _sibling(checked: CheckedAdapter) -> AdapterRef:
+    """The parent's folder beside its child's, where the trainer puts versions."""
+    name = checked.manifest.parent
+    folder = checked.folder.parent.parent / name
+    try:
+        manifest_sha256 = file_sha256(folder / "manifest.json")
+        grandparent = Manifest.model_validate_json((folder / "manifest.json").read_bytes()).parent
+    except (OSError, ValueError) as error:
+        raise ArtefactRefused(f"there is no folder of it at {folder}") from error
+    return AdapterRef(name=name, parent=grandparent, location=str(folder), manifest_sha256=manifest_sha256)
+
+
+def _report(started: float, proofs: list[ReplicaProof], reason: str | None) -> ProofReport:
+    values: dict[str, Any] = {"passed": reason is None, "replicas": proofs, "reason": reason}
+    return ProofReport(**values, checked_at=datetime.now(UTC), seconds=round(time.monotonic() - started, 3))
