@@ -54,7 +54,7 @@ class Users(threading.Thread):
         self.stack = stack
         self.dice = random.Random(seed)
         self.acknowledged: dict[str, float] = {}
-        self.answers: list[str] = []
+        self.askers: dict[str, str] = {}
         self.refused = 0
         self.late_votes = 0
         self.over = threading.Event()
@@ -71,7 +71,7 @@ class Users(threading.Thread):
         user = f"user-{number % 6}"
         try:
             reply = client.chat.create(f"Say something about {number}.", max_tokens=12, temperature=1.0, user=user)
-            self.answers.append(reply.response_id)
+            self.askers[reply.response_id] = user
         except PlauditError:
             self.refused += 1
             time.sleep(0.5)
@@ -91,8 +91,8 @@ class Users(threading.Thread):
 
     def vote_late(self, client: Plaudit) -> None:
         """While chat is refused, feedback on earlier answers must be accepted, provided the server itself lives."""
-        waiting = [answer for answer in self.answers if answer not in self.acknowledged]
-        if waiting and self.vote(client, waiting[0], "user-late"):
+        waiting = [answer for answer in self.askers if answer not in self.acknowledged]
+        if waiting and self.vote(client, waiting[0], self.askers[waiting[0]]):
             self.late_votes += 1
 
 
