@@ -120,9 +120,12 @@ class Settings(BaseSettings):
     @field_validator("engine_urls", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            [each.strip().rstrip("/") for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-        )
+        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+    @field_validator("engine_urls")
+    @classmethod
+    def _without_slash(cls, value: list[str]) -> list[str]:
+        return [url.rstrip("/") for url in value]
 
     @field_validator("cors_origins")
     @classmethod

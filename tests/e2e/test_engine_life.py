@@ -125,7 +125,8 @@ async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
 
 
 async def _running(client: ReplicaClient) -> float:
-    metrics = (await client._http.get("/metrics")).text
+    wire = client._wire._wire  # past the list of what may be asked: metrics are not on it
+    metrics = (await wire.send("GET", "/metrics", None, {}, limit_s=10)).content.decode()
     lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -136,7 +137,7 @@ async def test_a_model_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> 
     async def never(_: Replica) -> None:
         raise AssertionError("it must not come up")
 
-    keeper = ChildKeeper(replica, Settings(data=tmp_path), tmp_path / "no-such-model", never)
+    keeper = ChildKeeper(replica, Settings(data=tmp_path), tmp_path / "no-such-model", never, never)
 
     assert await keeper._one_life() is False
     assert replica.state == "down" and replica.detail is not None and "\n" not in replica.detail

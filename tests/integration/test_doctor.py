@@ -91,7 +91,7 @@ async def test_a_full_disk_is_found_by_the_vote(tmp_path: Path, monkeypatch: pyt
     async with serving(tmp_path) as server, listening(server.app) as url:
         key = await own_key(server, "chat", "feedback")
 
-        async def full(_: Any) -> Any:
+        async def full(_op: Any, **_: Any) -> Any:
             raise StorageFull()
 
         monkeypatch.setattr(server.services.database, "write", full)
