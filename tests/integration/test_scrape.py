@@ -33,7 +33,11 @@ async def test_a_swap_shows_its_probe_its_bounds_and_its_margin(tmp_path: Path) 
         assert value(page, "plaudit_probe_low", replica="fake-0") == 0.95
         assert value(page, "plaudit_probe_high", replica="fake-0") == 1.1
         assert value(page, "plaudit_probe_margin", replica="fake-0") == pytest.approx(0.1)
-        assert value(page, "plaudit_versions", state="ready") == 2
+
+        async def both_are_ready() -> bool:  # the proof is kept before this process has read the version's new state
+            return value(await figures(server), "plaudit_versions", state="ready") == 2
+
+        await server.until(both_are_ready)
         assert value(page, "plaudit_versions_resident") == 1
         assert value(page, "plaudit_alias_version", alias="stable", version="base") == 1
         assert (await server.admin.post(f"/v1/versions/{name}/promote")).is_success
@@ -148,14 +152,18 @@ async def test_queues_are_counted_while_they_stand(tmp_path: Path) -> None:
 
         blocked = asyncio.create_task(server.services.database.write(block))
         await entered.wait()
-        asking = [asyncio.create_task(server.chat(f"Question {number}?")) for number in range(3)]
-        await server.until(lambda: server.services.answering.unwritten == 3)
-        page = (await scrape(server.services)).decode()
-        assert value(page, "plaudit_answers_waiting") == 3
-        assert value(page, "plaudit_writer_queue") == 3
-        assert value(page, "plaudit_chats_in_flight") == 3
-        release.set()
-        await asyncio.gather(blocked, *asking)
+        try:
+            for number in range(3):  # an answer waits for no disk: only its row does
+                await server.chat(f"Question {number}?")
+            await server.until(lambda: server.services.database.waiting >= 1)
+            page = (await scrape(server.services)).decode()
+            assert value(page, "plaudit_answers_waiting") == 3
+            assert 1 <= value(page, "plaudit_writer_queue") <= 3  # in groups
+            assert value(page, "plaudit_chats_in_flight") == 0
+        finally:
+            release.set()
+        await blocked
+        await server.services.answering.all_written()
         page = await figures(server)
         assert value(page, "plaudit_answers_waiting") == 0
         assert value(page, "plaudit_writer_queue") == 0
@@ -191,6 +199,7 @@ async def test_a_scrape_asks_one_query_for_each_table(tmp_path: Path) -> None:
         assert len(queries) == 4, queries
 
 
+@pytest.mark.sqlite  # asks for its plan
 @pytest.mark.parametrize("query", [counts.held_leases, counts.runs, counts.newest_run])
 async def test_the_queries_of_a_scrape_read_by_an_index(tmp_path: Path, query: Any) -> None:
     async with open_store(tmp_path) as database:
