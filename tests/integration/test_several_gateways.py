@@ -15,10 +15,16 @@ from tests.support.engine_stub import StubVllm, make_version
 from tests.support.server import Harness, serving
 
 
+pytestmark = pytest.mark.sqlite  # two servers on one PostgreSQL have tests of their own
+
+
 @contextlib.asynccontextmanager
 async def two(folder: Path) -> AsyncIterator[tuple[Harness, Harness]]:
     url = sqlite_url(folder / "shared.db")
-    async with serving(folder / "one", database_url=url) as one, serving(folder / "two", database_url=url) as other:
+    async with (
+        serving(folder / "one", database_url=url) as one,
+        serving(folder / "two", database_url=url, hash_key_file=one.settings.data / "hash.key") as other,
+    ):
         yield one, other
 
 
@@ -103,7 +109,7 @@ async def sharing(folder: Path) -> AsyncIterator[tuple[Harness, Harness, list[St
     given: dict[str, Any] = {"database_url": url, "engine_urls": ",".join(stubs)}
     async with (
         serving(folder / "one", engine(), **given) as one,
-        serving(folder / "two", engine(), **given) as other,
+        serving(folder / "two", engine(), **given, hash_key_file=one.settings.data / "hash.key") as other,
     ):
         yield one, other, list(stubs.values())
 
