@@ -55,8 +55,19 @@ def test_every_changed_character_is_noticed() -> None:
             SIGNER.read(token[:place] + other + token[place + 1 :], now_ms=0)
 
 
+# Named: a signed token is another one each time, and xdist's workers must collect the same tests.
 @pytest.mark.parametrize(
-    "token", ["", "ft1_", "ft1_AAAA", "ft1_" + "A" * 5000, "ft2_" + sign()[4:], sign()[4:], sign() + "=", "ft1_ä/+"]
+    "token",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("ft1_", id="prefix alone"),
+        pytest.param("ft1_AAAA", id="too short"),
+        pytest.param("ft1_" + "A" * 5000, id="too long"),
+        pytest.param("ft2_" + sign()[4:], id="another prefix"),
+        pytest.param(sign()[4:], id="no prefix"),
+        pytest.param(sign() + "=", id="padded"),
+        pytest.param("ft1_ä/+", id="another alphabet"),
+    ],
 )
 def test_nonsense(token: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
