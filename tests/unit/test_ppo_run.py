@@ -1,16 +1,21 @@
 """The whole run, votes to workspace, on a tiny real model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from plaudit.wire.training import Batch
+from plaudit.wire.chat import SamplingParams
+from plaudit.wire.training import Batch, GeneratedAnswer, GeneratePrompt
 from plaudit.wire.versions import Probe
 from plaudit_trainer import adapters
+from plaudit_trainer.algorithms import ppo
+from plaudit_trainer.algorithms.base import Trained
 from plaudit_trainer.learner import Job, learn
-from plaudit_trainer.models import POLICY, REFERENCE, Exchange
+from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Exchange
+from plaudit_trainer.trajectories import PolicyData
 from tests.support.tiny_models import save_tiny_base, tiny_backbone, tiny_config, tiny_llama
 from tests.support.tiny_votes import Quiet, TinyEngine, run, votes_on
 
@@ -95,3 +100,47 @@ def test_the_kl_ceiling_stops_a_run_early(base: Path, tmp_path: Path) -> None:
         kl.append(outcome.metrics["ppo/kl"])
         steps.append(outcome.metrics["ppo/steps"])
     assert steps[0] < steps[1] and kl[0] < 0.2 * kl[1]
+
+
+class _Listening(TinyEngine):
+    """Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[str]] = []
+
+    def generate(
+        self, prompts: Sequence[GeneratePrompt], *, version: str, n: int, sampling: SamplingParams
+    ) -> list[GeneratedAnswer]:
+        self.asked.append([str((p.messages or [{}])[0].get("content")) for p in prompts])
+        return super().generate(prompts, version=version, n=n, sampling=sampling)
+
+
+def test_fresh_answers_are_to_prompts_of_the_log_and_not_the_voters_own(base: Path, tmp_path: Path) -> None:
+    """Who votes would else also choose what is practised."""
+    engine = _Listening()
+    votes = votes_on(engine)
+    log = [[{"role": "user", "content": f"nobody voted on this {i}"}] for i in range(40)]
+    batch = votes.model_copy(update={"prompts": log})
+    learn(job(base, tmp_path / "v1", batch), engine, Quiet(), tiny_config(**LENIENT, kl_ceiling=1e6))
+    fresh = engine.asked[1]
+    assert len(fresh) == 8 and all(q.startswith("nobody voted") for q in fresh)
+    learn(job(base, tmp_path / "v2", votes), engine, Quiet(), tiny_config(**LENIENT, kl_ceiling=1e6))
+    assert len(engine.asked[3]) == 8  # a log without other prompts: the voters' own
+
+
+def test_a_candidate_beyond_the_ceiling_is_brought_back_before_the_gate(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass reckons the KL before each step, so the only step of this one is seen by none."""
+    monkeypatch.setattr(ppo, "finished", _believing)
+    config = tiny_config(**(LENIENT | {"lr": 0.05}), kl_ceiling=0.02, ppo_epochs=1, minibatch=64)
+    engine = TinyEngine()
+    outcome = learn(job(base, tmp_path / "v1", votes_on(engine)), engine, Quiet(), config)
+    assert outcome.metrics["policy/kl_own"] > 0.02
+    assert 0 < outcome.metrics["policy/step_kept"] < 1
+
+
+def _believing(backbone: Backbone, data: PolicyData, update: ppo.PolicyUpdate, alarms: list[str], _: object) -> Trained:
+    """The end of a training that takes nothing back itself."""
+    return Trained({}, alarms + update.alarms(), torch.zeros(len(data.trajectories)))

@@ -121,6 +121,9 @@ class TrainerConfig(BaseSettings):
     )
     kl_target: float = Field(default=4.0, gt=0, description="KL to the anchor aimed at, nats an answer")
     kl_ceiling: float = Field(default=8.0, gt=0, description="KL to the anchor at which training stops, nats an answer")
+    kl_answers: int = Field(
+        default=48, ge=8, description="own answers of a candidate that its KL is measured on before the gate"
+    )
     critic_warmup_rounds: int = Field(default=3, ge=1, description="fits of the critic before the first policy step")
     critic_steps: int = Field(default=20, ge=1, description="optimiser steps of one fit of the critic")
     critic_lr: float = Field(default=0.02, gt=0, description="learning rate of the critic")

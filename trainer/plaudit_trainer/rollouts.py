@@ -62,7 +62,13 @@ def generate_unpublished(
 
 @torch.no_grad()
 def draw_unpublished(
-    backbone: Backbone, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int, temperature: float, seed: int
+    backbone: Backbone,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    adapter: str = POLICY,
 ) -> list[tuple[Exchange, list[float]]]:
     """`generate_unpublished`, each answer with its tokens' log-probabilities (nats) as they were when drawn.
 
@@ -72,7 +78,7 @@ def draw_unpublished(
     ends = end_tokens(backbone.model)
     results: dict[int, tuple[Exchange, list[float]]] = {}
     devices = [backbone.device] if backbone.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), backbone.using(POLICY):
+    with torch.random.fork_rng(devices=devices), backbone.using(adapter):
         torch.manual_seed(seed)
         width = max(map(len, prompts), default=0) + max_new_tokens
         rows_a_pass = max(1, 4 * backbone.token_budget // max(width, 1))

@@ -16,7 +16,7 @@ from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.prompts import prompt_text
 from plaudit.wire.versions import GateCheck, GateReport, LoraShape
-from plaudit_trainer import adapters, algorithms, batches, distributed, gate, gate_checks, rewarding, seq2seq
+from plaudit_trainer import adapters, algorithms, batches, ceiling, distributed, gate, gate_checks, rewarding, seq2seq
 from plaudit_trainer.algorithms.base import Lesson, NothingToLearn, Trained
 from plaudit_trainer.architecture import load_base, lowest_layer
 from plaudit_trainer.batches import PhraseHistory, PreferenceBatch, Trajectory
@@ -106,8 +106,11 @@ def _learn(
         trained = algorithm.train(Lesson(job, batch, backbone, judge, data), reporter, config)
     except NothingToLearn as reason:
         raise _Refused("rejected", _failed("lesson", str(reason))) from reason
+    held = batches.heldout_clusters(list(batch.messages | batch.log), config.heldout_share, config.seed)
+    learnt = [t.tokens[0] for t in batch.trajectories if t.cluster not in held]
+    distance = ceiling.keep_within(backbone, learnt[: config.kl_answers], config)
     adapters.round_to_stored(backbone, POLICY)
-    metrics |= trained.metrics
+    metrics |= trained.metrics | distance.metrics()
 
     reporter.stage("gate")
     prompts = [t.tokens[0] for t in parents]
@@ -120,7 +123,7 @@ def _learn(
         parents,
         answers,
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        alarms=trained.alarms,
+        alarms=trained.alarms + distance.alarms(),
         config=config,
     )
     metrics |= {f"gate/{c.name}": c.value for c in report.checks if c.value is not None}
@@ -197,7 +200,10 @@ def collect(
     sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=config.max_new_tokens)
     shuffled = sorted(batch.messages)
     random.Random(f"{config.seed} {job.run.version}").shuffle(shuffled)  # noqa: S311 (no secret)
-    train = {c: batch.messages[c] for c in shuffled if c not in heldout}
+    # Of the log first: a rater who could also choose what is practised would have two hands on the policy.
+    pool = sorted(batch.log.keys() - batch.messages.keys())
+    random.Random(f"{config.seed} {job.run.version} pool").shuffle(pool)  # noqa: S311 (no secret)
+    train = {c: known[c] for c in (*pool, *shuffled) if c not in heldout}
     train = dict(list(train.items())[: config.rollout_prompts * (to_train and to_answer)])
     # The batch's own held-out prompts are few; those of the log, each one more independent unit, give the gate power.
     asked = [c for c in (*shuffled, *sorted(batch.log)) if c in heldout][: config.gate_answers]

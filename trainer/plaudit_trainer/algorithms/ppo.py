@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from plaudit_trainer import losses
 from plaudit_trainer.algorithms.base import Lesson, Trained
 from plaudit_trainer.algorithms.critic import Critic
+from plaudit_trainer.ceiling import HEADROOM
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Reporter
 from plaudit_trainer.models import POLICY, Backbone
@@ -26,9 +27,6 @@ _NO_RATIO = 1e-6
 """A ratio that never differs from 1 by more is rounding, not an update."""
 _ROUNDING = 1.001
 """Two passes over the same answers agree on their KL within this factor."""
-_HEADROOM = 0.85
-"""Training reckons the KL on answers of the parent, the gate on the candidate's own, where it came out up to a tenth
-larger: what goes up to the ceiling here is refused there."""
 
 
 class PPO:
@@ -325,7 +323,7 @@ def kl_bound(data: PolicyData, config: TrainerConfig) -> float:
 
     What lies above the ceiling in the end is for the gate to refuse.
     """
-    return max(_HEADROOM * config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
+    return max(HEADROOM * config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
 
 
 def first_coefficient(data: PolicyData, config: TrainerConfig) -> float:
