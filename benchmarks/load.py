@@ -23,6 +23,7 @@ class Answer:
     began: float
     status: int = 0
     header_version: str | None = None
+    response_id: str | None = None
     first_at: float | None = None
     ended: float = 0.0
     gaps: list[float] = field(default_factory=list)
@@ -114,6 +115,7 @@ def _note(answer: Answer, chunk: Any) -> bool:
     if "error" in chunk:
         answer.error = str(chunk["error"])
         return False
+    answer.response_id = chunk.get("id") or answer.response_id
     if chunk.get("model"):
         answer.versions.add(chunk["model"])
     answer.prompt_ids = chunk.get("prompt_token_ids") or answer.prompt_ids

@@ -10,7 +10,7 @@ from plaudit_server.access_log import AccessLog
 from plaudit_server.cross_origin import CrossOrigin
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
-from plaudit_server.routes import chat, feedback, governance, ops, replicas, rollouts, training, versions
+from plaudit_server.routes import chat, feedback, governance, ops, replicas, rollouts, signals, training, versions
 from plaudit_server.routes.ops import RELEASE
 from plaudit_server.services import open_services
 from plaudit_server.settings import Settings
@@ -77,7 +77,7 @@ def create_app(
     if tracing is not None:
         app.add_middleware(RequestSpans, tracing=tracing)
     install_error_handlers(app)
-    for each in (chat, feedback, versions, rollouts, training, governance, replicas, ops):
+    for each in (chat, feedback, signals, versions, rollouts, training, governance, replicas, ops):
         app.include_router(each.router)
     app.include_router(feedback.token_router)
     app.include_router(ops.open_router)

@@ -153,6 +153,23 @@ async def test_comparisons(tmp_path: Path) -> None:
         assert (gone.status_code, gone.json()["error"]["param"]) == (410, "chosen")
 
 
+async def test_another_users_answers_cannot_be_compared_nor_told_of(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        mine = [await server.chat("same", seed=n, user="ada") for n in (1, 2)]
+        foreign = await server.chat("same", seed=3, user="eve")
+        sides = {"chosen": foreign["id"], "rejected": mine[0]["id"], "end_user": "ada"}
+        refused = await server.admin.post("/v1/comparisons", json=sides)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "response_not_found")
+        assert refused.json()["error"]["param"] == "chosen"
+        told = {"response_id": foreign["id"], "type": "copy", "end_user": "ada"}
+        assert (await server.admin.post("/v1/events", json=told)).status_code == 404
+        told = {"response_id": mine[0]["id"], "type": "regenerate", "new_response_id": foreign["id"], "end_user": "ada"}
+        assert (await server.admin.post("/v1/events", json=told)).json()["error"]["param"] == "new_response_id"
+        own = {"chosen": mine[1]["id"], "rejected": mine[0]["id"], "end_user": "ada"}
+        assert (await server.admin.post("/v1/comparisons", json=own)).status_code == 201
+        assert (await server.admin.post("/v1/comparisons", json=sides | {"source": "annotator"})).status_code == 201
+
+
 async def test_events(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         first, second = await server.chat("q", seed=1), await server.chat("q", seed=2)

@@ -1,8 +1,7 @@
 """Users' feedback. What is answered with 2xx is durable."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
@@ -10,10 +9,6 @@ from pydantic import ValidationError
 from plaudit.wire.base import Moment, Page, VersionName
 from plaudit.wire.chat import Deleted
 from plaudit.wire.feedback import (
-    Comparison,
-    ComparisonRequest,
-    Event,
-    EventRequest,
     Feedback,
     FeedbackBatch,
     FeedbackBatchItem,
@@ -22,25 +17,19 @@ from plaudit.wire.feedback import (
     FeedbackToken,
     FeedbackTokenRequest,
     TokenFeedbackRequest,
-    WrittenText,
 )
 from plaudit_server import views
-from plaudit_server.answer_log import WINDOW_S
 from plaudit_server.domain.feedback import (
     Outcome,
-    check_rater,
     check_target,
-    may_be_on_its_way,
     outcome,
     sign,
     status_code,
 )
 from plaudit_server.domain.grants import Grant
-from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import DAY_MS, now_ms, to_moment, to_ms
-from plaudit_server.domain.privacy import SealedText, seal_text
-from plaudit_server.domain.records import Interaction, NewFeedback, StoredComparison, StoredEvent, StoredFeedback
-from plaudit_server.errors import Conflict, Forbidden, NotFound, PlauditError, Unprocessable
+from plaudit_server.domain.records import Interaction, NewFeedback, StoredFeedback
+from plaudit_server.errors import Conflict, Forbidden, NotFound, PlauditError
 from plaudit_server.guarded import TokenRoute
 from plaudit_server.middleware import unprocessable
 from plaudit_server.routes.shared import (
@@ -57,10 +46,9 @@ from plaudit_server.routes.shared import (
     page,
     spend,
 )
+from plaudit_server.routes.targets import check_known, check_own, sealed, with_answers
 from plaudit_server.services import Services
-from plaudit_server.store import Connection, comparisons, events, feedback, feedback_tokens, interactions
-
-T = TypeVar("T")
+from plaudit_server.store import Connection, feedback, feedback_tokens, interactions
 
 router = guarded_router("feedback")
 token_router = APIRouter(route_class=TokenRoute, tags=["feedback"], responses=errors())
@@ -123,8 +111,8 @@ async def _give(
         value=given.value,
         retracts=given.is_retraction,
         tags=given.tags,
-        comment=_sealed(given.comment, services),
-        correction=_sealed(given.correction, services),
+        comment=sealed(given.comment, services),
+        correction=sealed(given.correction, services),
         source=given.source,
         occurred_at_ms=received if given.occurred_at is None else to_ms(given.occurred_at),
         received_at_ms=received,
@@ -134,36 +122,17 @@ async def _give(
     async def put(conn: Connection) -> tuple[StoredFeedback, Outcome]:
         fate = await interactions.fate(conn, given.response_id)
         check_target(given.response_id, fate, in_flight=services.answering.is_speaking(given.response_id))
-        if given.source == "user" and user.named and fate == "stored":
-            asker, key_id = await interactions.asked_by(conn, given.response_id)
-            nobody = key_id is not None and asker == services.hash_key(key_id)
-            check_rater(given.response_id, user.hashed, None if nobody else asker)
+        if given.source == "user" and fate == "stored":
+            await check_own(conn, given.response_id, user, services)
         if grant is not None:
             await feedback_tokens.use(conn, grant.id, given.key, expires_at_ms=grant.expires_at_ms)
         row, what = await feedback.put(conn, new)
         return row, outcome(what, fate)
 
-    row, status = await _with_answers(services, put, given.response_id)
+    row, status = await with_answers(services, put, given.response_id)
     if given.value is not None:
         services.telemetry.voted(row.version, sign(given.value), current=services.serving.current())
     return row, status
-
-
-async def _with_answers(services: Services, op: Callable[[Connection], Awaitable[T]], *response_ids: str) -> T:
-    """Write something about answers whose rows may still be on their way, from here or from another gateway process."""
-    touching = [each for each in response_ids if each]
-    await services.answering.written(*touching)
-    try:
-        return await services.database.write(op, touching=touching)
-    except NotFound:
-        if not any(may_be_on_its_way(each, now_ms=now_ms()) for each in response_ids):
-            raise
-    await asyncio.sleep(2 * WINDOW_S)
-    return await services.database.write(op, touching=touching)
-
-
-def _sealed(text: str | None, services: Services) -> SealedText | None:
-    return None if text is None else seal_text(text, services.redactor, services.cipher)[0]
 
 
 @router.post("/v1/feedback/tokens", status_code=201, responses=errors(404, 409, 410), summary="Let a browser rate")
@@ -171,7 +140,7 @@ async def make_token(given: FeedbackTokenRequest, services: S, principal: Rater)
     """A token under which a browser may rate one answer, once a key, as the user who asked for it."""
 
     async def find(conn: Connection) -> Interaction:
-        await _check_known(conn, given.response_id, "response_id", services)
+        await check_known(conn, given.response_id, "response_id", services)
         row = await interactions.get(conn, given.response_id)
         if row is None or row.end_user is None:
             raise Conflict("The answer is not written yet; try again shortly.", code="answer_in_flight")
@@ -256,82 +225,3 @@ async def delete_feedback(feedback_id: str, services: S, principal: Operator) ->
     if not await services.database.write(lambda conn: feedback.delete(conn, feedback_id)):
         raise NotFound(f"There is no feedback {feedback_id[:64]}.", code="feedback_not_found")
     return Deleted(id=feedback_id, object="feedback.deleted")
-
-
-@router.post("/v1/comparisons", status_code=201, responses=errors(404, 409, 410), summary="Prefer one answer")
-async def compare(given: ComparisonRequest, request: Request, services: S, principal: Rater) -> Comparison:
-    """One answer preferred to another on the same prompt."""
-    user = end_user(services, principal, request, given.end_user)
-    spend(services, request, "feedback", user)
-
-    async def add(conn: Connection) -> StoredComparison:
-        chosen = await _side(conn, given.chosen, "chosen", services)
-        rejected = await _side(conn, given.rejected, "rejected", services)
-        if chosen and rejected and chosen.prompt_key != rejected.prompt_key:
-            raise Unprocessable("chosen and rejected answer different prompts.", code="different_prompts")
-        new = StoredComparison(
-            id=new_id("cmp_"),
-            chosen_id=given.chosen if isinstance(given.chosen, str) else None,
-            rejected_id=given.rejected if isinstance(given.rejected, str) else None,
-            chosen_text=_written(given.chosen, services),
-            rejected_text=_written(given.rejected, services),
-            chosen_version=_spoken_by(given.chosen, chosen),
-            rejected_version=_spoken_by(given.rejected, rejected),
-            tie=given.tie,
-            end_user=user.hashed,
-            received_at_ms=now_ms(),
-        )
-        return await comparisons.add(conn, new)
-
-    sides = [side for side in (given.chosen, given.rejected) if isinstance(side, str)]
-    return views.comparison(await _with_answers(services, add, *sides), services.cipher)
-
-
-async def _side(conn: Connection, side: str | WrittenText, name: str, services: Services) -> Interaction | None:
-    """The stored answer of a side; None where it is a text, or an answer whose row is not written yet."""
-    if not isinstance(side, str):
-        return None
-    await _check_known(conn, side, name, services)
-    return await interactions.get(conn, side)
-
-
-async def _check_known(conn: Connection, response_id: str, param: str, services: Services) -> None:
-    try:
-        fate = await interactions.fate(conn, response_id)
-        check_target(response_id, fate, in_flight=services.answering.is_speaking(response_id))
-    except PlauditError as error:
-        error.param = param
-        raise
-
-
-def _written(side: str | WrittenText, services: Services) -> SealedText | None:
-    return None if isinstance(side, str) else _sealed(side.text, services)
-
-
-def _spoken_by(side: str | WrittenText, row: Interaction | None) -> str | None:
-    return (row.version if row else None) if isinstance(side, str) else side.version
-
-
-@router.post("/v1/events", status_code=201, responses=errors(404, 409, 410), summary="Report what a user did")
-async def report(given: EventRequest, request: Request, services: S, principal: Rater) -> Event:
-    """Something a user did with an answer: copied it, asked for another, went away."""
-    user = end_user(services, principal, request, given.end_user)
-    spend(services, request, "feedback", user)
-    received = now_ms()
-    new = StoredEvent(
-        id=new_id("evt_"),
-        response_id=given.response_id,
-        type=given.type,
-        new_response_id=given.new_response_id,
-        end_user=user.hashed,
-        occurred_at_ms=received if given.occurred_at is None else to_ms(given.occurred_at),
-        received_at_ms=received,
-    )
-
-    async def add(conn: Connection) -> StoredEvent:
-        await _check_known(conn, given.response_id, "response_id", services)
-        if given.new_response_id:
-            await _check_known(conn, given.new_response_id, "new_response_id", services)
-        return await events.add(conn, new)
-
-    return views.event(await _with_answers(services, add, given.response_id, given.new_response_id or ""))

@@ -147,6 +147,7 @@ class Comparisons(Resource[D_co]):
         *,
         tie: Tie | None = None,
         end_user: str | None = None,
+        source: Source | None = None,
     ) -> Call[Comparison]:
         """Say that one answer is better than another to the same prompt.
 
@@ -154,8 +155,9 @@ class Comparisons(Resource[D_co]):
             chosen: an answer's id, or a `WrittenText`. At least one side is an id.
             rejected: likewise.
             tie: `good` or `bad`: neither is better, both are this.
+            source: whose judgement it is; a `user` who is named may compare only answers of their own.
         """
-        body = ask(ComparisonRequest, chosen=chosen, rejected=rejected, tie=tie, end_user=end_user)
+        body = ask(ComparisonRequest, chosen=chosen, rejected=rejected, tie=tie, end_user=end_user, source=source)
         return post("/v1/comparisons", Comparison, body)
 
 

@@ -166,6 +166,7 @@ class ComparisonRequest(RequestModel):
     rejected: ResponseId | WrittenText
     tie: Tie | None = None
     end_user: Label | None = None
+    source: Source = Field(default="user", description="a user compares answers of their own, others anybody's")
 
     @model_validator(mode="after")
     def _has_a_stored_side(self) -> "ComparisonRequest":
