@@ -69,6 +69,7 @@ async def test_health_is_one_value_a_user(db: Database) -> None:
     assert health["length"].stable.users == 0
 
 
+@pytest.mark.sqlite  # asks for its plan
 async def test_exposures_are_counted_from_the_index_alone(db: Database) -> None:
     row = await _begin(db)
     await Crowd(db).visit(stable=(1, 0), canary=(1, 0))
