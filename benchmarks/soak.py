@@ -47,6 +47,8 @@ SPARE_FILES = 24
 GROWTH = 0.10
 """Of a process's memory, between the middle and the last third of its longest life; allocators are no precise gauge."""
 READY_S = 240.0
+ENDED_S = 60.0
+"""An answer of a few tokens takes seconds, even from a replica that is starting; what takes longer hangs."""
 WITHOUT_LIMITS = {
     f"PLAUDIT_{name}": "0"
     for name in (
@@ -107,6 +109,7 @@ class Soak:
         self.dice = random.Random(seed)
         self.kept, self.over, self.names = Kept(), asyncio.Event(), list[str]()
         self.idle_files = 0
+        self.doing: dict[str, str] = {}
 
     async def run(self, model: Path, minutes: float) -> dict[str, Any]:
         """Everything, and what came of it."""
@@ -114,13 +117,23 @@ class Soak:
             await self._publish(http, model)
             await asyncio.sleep(3)
             self.idle_files = self._server().num_fds()
-            loops = [self._client(http, number) for number in range(self.clients)]
-            loops += [self._every(2, lambda: self._deed(http)), self._every(5, self._look), self._killer()]
-            tasks = [asyncio.create_task(loop) for loop in loops]
+            loops = {f"client {number}": self._client(http, number) for number in range(self.clients)}
+            loops |= {"operator": self._every(2, lambda: self._deed(http)), "gauge": self._every(5, self._look)}
+            loops |= {"killer": self._killer()}
+            tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
             await self._watch(tasks, 60 * minutes)
-            self.over.set()
-            await asyncio.gather(*tasks)
-            return await self._reckon(http)
+            hung = await self._end(tasks)
+            return await self._reckon(http) | {"hung": hung}
+
+    async def _end(self, tasks: Sequence["asyncio.Task[None]"]) -> list[str]:
+        """Let every loop end its turn; the names of those that do not."""
+        self.over.set()
+        done, pending = await asyncio.wait(tasks, timeout=READY_S + ENDED_S)
+        for task in done:
+            task.result()
+        for task in pending:
+            task.cancel()
+        return sorted(f"{task.get_name()}: {self.doing.get(task.get_name(), '?')}" for task in pending)
 
     async def _watch(self, tasks: Sequence["asyncio.Task[None]"], seconds: float) -> None:
         """Wait, telling how it stands; what ends a loop early ends the run."""
@@ -152,7 +165,9 @@ class Soak:
             user = f"user-{number}-{turn % 5}"
             named = f"policy@{self.dice.choice(self.names)}" if self.dice.random() < 0.1 else "policy"
             body = chat_body(self.dice.randrange(10**6), tokens=self.tokens, model=named, user=user)
+            self.doing[f"client {number}"] = f"chat with {named} since {time.monotonic():.0f}"
             answer = await ask(http, body, client=number)
+            self.doing[f"client {number}"] = "vote"
             self.kept.note("chat", answer.status, answer.error or "")
             if answer.failed:
                 await asyncio.sleep(0.3)
@@ -193,6 +208,7 @@ class Soak:
         )
         if deed == "end":
             path = path.replace("current", await self._running(http))
+        self.doing["operator"] = path
         status = await self._told(http, deed, path, body)
         self.kept.deeds[deed] += status in (httpx.codes.OK, httpx.codes.CREATED)
 
@@ -297,6 +313,7 @@ def failures(found: dict[str, Any]) -> list[str]:
     checks = [
         (found["acknowledged"] == 0, "no vote was acknowledged"),
         (found["lost"] > 0, f"{found['lost']} of {found['acknowledged']} acknowledged votes are lost"),
+        (bool(found["hung"]), f"requests that never ended: {found['hung']}"),
         (bool(found["leaked"]), f"the engine holds what nobody uses: {found['leaked']}"),
         (files["after"] > files["before"] + SPARE_FILES, f"open files grew from {files['before']} to {files['after']}"),
         (bool(found["errors_500"]), f"500: {found['errors_500']}"),
