@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,103 +38,152 @@ class _Refused(Exception):
         self.verdict, self.check = verdict, check
 
 
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """What every stage of a run works with. `metrics` is added to as it goes on."""
+
+    job: Job
+    backbone: Backbone
+    tokenizer: Any
+    sampler: Sampler
+    reporter: Reporter
+    config: TrainerConfig
+    metrics: dict[str, float]
+
+
 def learn_from_votes(job: Job, sampler: Sampler, reporter: Reporter, config: TrainerConfig) -> Outcome:
     """One run of the configured algorithm. Fills the workspace as `learner.learn` promises."""
     torch.set_num_threads(config.threads)
     reporter.stage("load")
-    backbone, tokenizer = load_policy(job, config)
-    metrics: dict[str, float] = {}
+    desk = _Desk(job, *load_policy(job, config), sampler, reporter, config, {})
     try:
-        report = _learn(
-            job, backbone, tokenizer=tokenizer, sampler=sampler, reporter=reporter, metrics=metrics, config=config
-        )
+        report = _learn(desk)
         verdict: Verdict = "candidate" if report.passed else "rejected"
         reason = "; ".join(report.refusals) or None
     except _Refused as refusal:
         report = GateReport(passed=False, checks=[refusal.check])
-        verdict, reason = (
-            refusal.verdict,
-            "; ".join(report.refusals) if refusal.check.value is not None else str(refusal),
-        )
-    return _finish(job, backbone, metrics=metrics, verdict=verdict, reason=reason, report=report)
+        verdict = refusal.verdict
+        reason = "; ".join(report.refusals) if refusal.check.value is not None else str(refusal)
+    return _finish(job, desk.backbone, metrics=desk.metrics, verdict=verdict, reason=reason, report=report)
 
 
-def _learn(
-    job: Job,
-    backbone: Backbone,
-    *,
-    tokenizer: Any,
-    sampler: Sampler,
-    reporter: Reporter,
-    metrics: dict[str, float],
-    config: TrainerConfig,
-) -> GateReport:
-    """Train POLICY and judge it; adds to `metrics`."""
-    algorithm = algorithms.chosen(config)
-    tokens_of = text_encoder(
-        tokenizer, end_tokens(backbone.model)[0], has_encoder=backbone.model.config.is_encoder_decoder
-    )
-    history = PhraseHistory.load(Path(job.run.warm_start_location) / "reward" if job.run.warm_start_location else None)
-    batch = batches.build(job.batch, tokens_of, config, history)
-    batch = without_stale(batch, job.run, config)
-    metrics |= batch.counts()
+def _learn(desk: _Desk) -> GateReport:
+    """Train POLICY and judge it, stage by stage."""
+    batch = _preference_batch(desk)
+    encode = EncodedOnce(desk.backbone)
+    rewards = _reward_model(desk, batch, encode)
+    data, parents = _trajectories(desk, batch, rewards, encode)
+    del encode  # what the policy does not need is not kept through its training
+    trained = _policy(desk, batch, rewards, data)
+    answers, report = _gate(desk, rewards, parents, trained)
+    _probe(desk, data, trained, answers)
+    return report
+
+
+# The stages
+
+
+def _preference_batch(desk: _Desk) -> PreferenceBatch:
+    """The leased votes as pairs, singles and trajectories."""
+    model = desk.backbone.model
+    tokens_of = text_encoder(desk.tokenizer, end_tokens(model)[0], has_encoder=model.config.is_encoder_decoder)
+    batch = batches.build(desk.job.batch, tokens_of, desk.config, _history(desk.job))
+    batch = without_stale(batch, desk.job.run, desk.config)
+    desk.metrics.update(batch.counts())
     if batch.reason is not None:
         raise _Refused("insufficient", _failed("data", batch.reason))
+    return batch
 
-    reporter.stage("reward")
-    reader = reader_for(backbone, tokenizer, config)
-    encode = EncodedOnce(backbone)
-    rewards = rewarding.fit(job, batch, encode, reader=reader, metrics=metrics, config=config)
-    quality, judge = rewards.quality, rewards.judge
-    rewards.save(job.workspace / "reward")
-    batches.remember(job.batch, config, history).save(job.workspace / "reward")
-    reporter.step(0, metrics)
-    if not (weak := gate_checks.reward_check(quality, config)).passed:
+
+def _history(job: Job) -> PhraseHistory:
+    warm = job.run.warm_start_location
+    return PhraseHistory.load(Path(warm) / "reward" if warm else None)
+
+
+def _reward_model(desk: _Desk, batch: PreferenceBatch, encode: EncodedOnce) -> rewarding.Rewards:
+    """Fitted, judged on votes it has not seen, and written down; refused where it foretells them too badly."""
+    desk.reporter.stage("reward")
+    folder = desk.job.workspace / "reward"
+    reader = reader_for(desk.backbone, desk.tokenizer, desk.config)
+    rewards = rewarding.fit(desk.job, batch, encode, reader=reader, metrics=desk.metrics, config=desk.config)
+    rewards.save(folder)
+    batches.remember(desk.job.batch, desk.config, _history(desk.job)).save(folder)
+    desk.reporter.step(0, desk.metrics)
+    if not (weak := gate_checks.reward_check(rewards.quality, desk.config)).passed:
         raise _Refused("rejected", weak)
+    return rewards
 
-    reporter.stage("rollouts")
+
+def _trajectories(
+    desk: _Desk, batch: PreferenceBatch, rewards: rewarding.Rewards, encode: EncodedOnce
+) -> tuple[PolicyData, list[Trajectory]]:
+    """What the policy learns from, scored; and the parent's answers for the gate."""
+    desk.reporter.stage("rollouts")
+    algorithm = algorithms.chosen(desk.config)
     logged, fresh, parents = collect(
-        job, batch, sampler, config, to_train=algorithm.uses_trajectories, to_answer=algorithm.uses_rollouts
+        desk.job,
+        batch,
+        desk.sampler,
+        desk.config,
+        to_train=algorithm.uses_trajectories,
+        to_answer=algorithm.uses_rollouts,
     )
-    reporter.step(0, {"rollouts/logged": len(logged), "rollouts/fresh": len(fresh), "rollouts/gate": len(parents)})
-    data = prepare(logged + fresh, backbone, judge, config, encode)
-    del encode  # what the policy does not need is not kept through its training
+    counts = {"rollouts/logged": len(logged), "rollouts/fresh": len(fresh), "rollouts/gate": len(parents)}
+    desk.reporter.step(0, {name: float(count) for name, count in counts.items()})
+    data = prepare(logged + fresh, desk.backbone, rewards.judge, desk.config, encode)
     if algorithm.uses_trajectories and not data.trajectories:
         reason = "no answer of this batch has usable token ids and log-probabilities, and none could be drawn afresh"
         raise _Refused("rejected", _failed("trajectories", reason))
+    return data, parents
 
+
+def _policy(desk: _Desk, batch: PreferenceBatch, rewards: rewarding.Rewards, data: PolicyData) -> Trained:
+    """POLICY, trained and within the KL ceiling, as it will be stored."""
+    lesson = Lesson(desk.job, batch, desk.backbone, rewards.judge, data)
     try:
-        trained = algorithm.train(Lesson(job, batch, backbone, judge, data), reporter, config)
+        trained = algorithms.chosen(desk.config).train(lesson, desk.reporter, desk.config)
     except NothingToLearn as reason:
         raise _Refused("rejected", _failed("lesson", str(reason))) from reason
-    held = batches.heldout_clusters(list(batch.messages | batch.log), config.heldout_share, config.seed)
+    held = batches.heldout_clusters(list(batch.messages | batch.log), desk.config.heldout_share, desk.config.seed)
     learnt = [t.tokens[0] for t in batch.trajectories if t.cluster not in held]
-    distance = ceiling.keep_within(backbone, learnt[: config.kl_answers], config)
-    adapters.round_to_stored(backbone, POLICY)
-    metrics |= trained.metrics | distance.metrics()
+    distance = ceiling.keep_within(desk.backbone, learnt[: desk.config.kl_answers], desk.config)
+    adapters.round_to_stored(desk.backbone, POLICY)
+    desk.metrics.update(trained.metrics | distance.metrics())
+    return replace(trained, alarms=trained.alarms + distance.alarms())
 
-    reporter.stage("gate")
-    prompts = [t.tokens[0] for t in parents]
+
+def _gate(
+    desk: _Desk, rewards: rewarding.Rewards, parents: list[Trajectory], trained: Trained
+) -> tuple[list[Exchange], GateReport]:
+    """The candidate's answers to held-out prompts, and what they say of it."""
+    desk.reporter.stage("gate")
     answers = generate_unpublished(
-        backbone, prompts, max_new_tokens=config.max_new_tokens, temperature=1.0, seed=config.seed
+        desk.backbone,
+        [t.tokens[0] for t in parents],
+        max_new_tokens=desk.config.max_new_tokens,
+        temperature=1.0,
+        seed=desk.config.seed,
     )
     report = gate.check(
-        backbone,
+        desk.backbone,
         rewards,
         parents,
         answers,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        alarms=trained.alarms + distance.alarms(),
-        config=config,
+        decode=lambda ids: desk.tokenizer.decode(ids, skip_special_tokens=True),
+        alarms=trained.alarms,
+        config=desk.config,
     )
-    metrics |= {f"gate/{c.name}": c.value for c in report.checks if c.value is not None}
-    reporter.step(0, {})
+    desk.metrics.update({f"gate/{c.name}": c.value for c in report.checks if c.value is not None})
+    desk.reporter.step(0, {})
+    return answers, report
 
-    reporter.stage("probe")
-    probe, figures = adapters.make_probe(backbone, _most_changed(data, trained, answers), config)
-    (job.workspace / "probe.json").write_text(probe.model_dump_json(), encoding="utf-8")
-    metrics |= figures
-    return report
+
+def _probe(desk: _Desk, data: PolicyData, trained: Trained, answers: Sequence[Exchange]) -> None:
+    """What the server will hold the engine against."""
+    desk.reporter.stage("probe")
+    probe, figures = adapters.make_probe(desk.backbone, _most_changed(data, trained, answers), desk.config)
+    (desk.job.workspace / "probe.json").write_text(probe.model_dump_json(), encoding="utf-8")
+    desk.metrics.update(figures)
 
 
 # Set-up
