@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import soak
 
-pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 MINUTES = os.environ.get("PLAUDIT_SOAK_MINUTES", "5")
 
