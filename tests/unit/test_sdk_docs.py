@@ -1,5 +1,6 @@
 """What is public is documented: methods of the SDK, commands and options of the CLI."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,5 +49,6 @@ def test_each_method_is_in_the_reference(method: str) -> None:
 def test_each_command_and_option_is_in_the_reference(path: str, options: list[str]) -> None:
     text = (REFERENCE / "cli.md").read_text(encoding="utf-8")
     assert path.removeprefix("plaudit ").split()[-1] in text
+    assert path == "plaudit" or re.search(rf"^## (.*, )?{path.split()[1]}(,|$)", text, re.M), "it has no section"
     ours = set(options) - {"--install-completion", "--show-completion", "--help"}
     assert {option for option in ours if option not in text} == set()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli._session import JsonFlag, print_json, print_table, session_of
+from plaudit.cli._session import JsonFlag, print_done, print_json, print_listing, session_of
 
 if TYPE_CHECKING:
     from plaudit.wire.ops import Key
@@ -37,10 +37,7 @@ def list_keys(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = list(client.keys.iterate(limit=100))
-    if session.as_json:
-        print_json(found)
-        return
-    print_table(("id", "name", "roles", "begins with", "created", "revoked"), map(_row, found), empty="No keys.")
+    print_listing(session, found, ("id", "name", "roles", "begins with", "created", "revoked"), _row, empty="No keys.")
 
 
 @keys.command("create")
@@ -67,7 +64,7 @@ def revoke_key(ctx: typer.Context, key_id: str, as_json: JsonFlag = False) -> No
     session = session_of(ctx, as_json)
     with session.client() as client:
         gone = client.keys.revoke(key_id)
-    print_json(gone) if session.as_json else typer.echo(f"{gone.id} is revoked")
+    print_done(session, gone, f"{gone.id} is revoked")
 
 
 def _row(key: "Key") -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """`plaudit runs`."""
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plaudit.cli._complete import run_ids
 from plaudit.cli._session import (
     REFUSED,
     JsonFlag,
@@ -12,7 +12,7 @@ from plaudit.cli._session import (
     figure,
     print_facts,
     print_json,
-    print_table,
+    print_listing,
     printable,
     session_of,
 )
@@ -42,17 +42,14 @@ def list_runs(
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = client.training.runs(limit=limit).data
-    if session.as_json:
-        print_json(found)
-        return
     columns = ("run", "version", "parent", "state", "stage", "progress", "updated", "reason")
-    print_table(columns, map(_row, found), empty="No runs yet. One begins when enough answers have been rated.")
+    print_listing(session, found, columns, row, empty="No runs yet. One begins when enough answers have been rated.")
 
 
 @runs.command("show")
 def show_run(
     ctx: typer.Context,
-    run_id: str,
+    run_id: Annotated[str, typer.Argument(autocompletion=run_ids)],
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -71,7 +68,7 @@ def show_run(
                 shown = line
             if run.state != "running":
                 raise typer.Exit(0 if run.state == "published" else REFUSED)
-            (time.sleep if session.clock is None else session.clock.sleep)(WATCH_EVERY_S)
+            session.sleep(WATCH_EVERY_S)
             run = client.training.run(run_id)
 
 
@@ -98,7 +95,8 @@ def _show(session: Session, run: "Run") -> None:
         print_facts((name, figure(value, 4)) for name, value in sorted(run.metrics.items()))
 
 
-def _row(run: "Run") -> tuple[str, ...]:
+def row(run: "Run") -> tuple[str, ...]:
+    """A run as a line of a table."""
     updated = f"{run.updated_at:%Y-%m-%d %H:%M}"
     progress = _percent(run.progress)
     return (run.id, run.version, run.parent, run.state, run.stage or "", progress, updated, run.reason or "")

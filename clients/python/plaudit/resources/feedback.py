@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from plaudit._binding import D_co, Resource, endpoint, pages
-from plaudit._core import OMIT, Call, Omit, Reply, ask, delete, get, post, segment
+from plaudit._core import OMIT, Call, Omit, Reply, ask, delete, encode, get, post, segment
 from plaudit.wire.base import Page
 from plaudit.wire.chat import Deleted
 from plaudit.wire.feedback import (
@@ -150,8 +150,7 @@ class FeedbackVotes(Resource[D_co]):
             correction=correction,
             **spoken,
         )
-        call = post(f"/v1/feedback/t/{segment(token)}", Feedback, body)
-        return replace(call, parse=_token_vote)
+        return Call("POST", f"/v1/feedback/t/{segment(token)}", _token_vote, body=encode(body))
 
     @endpoint
     def list(
