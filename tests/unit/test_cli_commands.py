@@ -1,5 +1,6 @@
 """The commands against a scripted server: what they print, and how they end."""
 
+import io
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any, get_args
 import httpx
 import pytest
 import typer.main
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from plaudit import __version__
@@ -19,8 +21,10 @@ from plaudit.cli import app
 from plaudit.cli._session import Session
 from plaudit.cli.keys import RoleName
 from plaudit.cli.rollouts import GUARDRAILS
+from plaudit.cli.runs import draw_bar
 from plaudit.wire.ops import Role
 from plaudit.wire.rollouts import GuardrailName
+from plaudit.wire.training import Run
 from tests.support import sdk_harness as h
 
 MOMENT = "2026-01-02T03:04:05Z"
@@ -116,9 +120,6 @@ def talk(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json=h.completion_json(), headers=h.ANSWER_HEADERS)
 
 
-Run = Callable[..., Result]
-
-
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("PLAUDIT_URL", "PLAUDIT_API_KEY", "PLAUDIT_HOST", "PLAUDIT_PORT"):
@@ -163,6 +164,7 @@ SPOKEN = {
     "versions show": "v2",
     "promote": "v2",
     "rollback": "--yes",
+    "rollouts": "",
     "rollouts list": "",
     "rollouts show": "",
     "rollouts start": "v2",
@@ -325,6 +327,14 @@ def test_watching_a_run_ends_with_it(end: str, code: int) -> None:
     result = run(server, "runs", "show", "run_1", "--watch")
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["running", "running", end]
     assert result.exit_code == code
+
+
+def test_on_a_terminal_a_run_is_a_bar_and_a_line_at_its_end() -> None:
+    states = [h.run_json(stage="ppo", progress=0.5), h.run_json(state="published", progress=1.0)]
+    screen = io.StringIO()
+    ended = draw_bar(map(Run.model_validate, states), Console(file=screen, force_terminal=True, width=100))
+    assert ended.state == "published"
+    assert re.search(r"03:04:05  v2  published  100%\n", screen.getvalue())
 
 
 def test_keys_are_made_listed_and_revoked() -> None:

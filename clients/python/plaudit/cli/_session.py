@@ -61,6 +61,24 @@ def session_of(ctx: typer.Context, as_json: bool = False) -> Session:
     return replace(session, as_json=session.as_json or as_json)
 
 
+def listing_group(text: str, list_all: "Callable[..., None]") -> typer.Typer:
+    """A group of commands that lists when it is called by its name alone, and as `list`.
+
+    Args:
+        text: what its help says.
+        list_all: the command; all its arguments but `ctx` and `as_json` have defaults.
+    """
+    group = typer.Typer(help=text, invoke_without_command=True)
+
+    @group.callback()
+    def default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+        if ctx.invoked_subcommand is None:
+            list_all(ctx, as_json=as_json)
+
+    group.command("list")(list_all)
+    return group
+
+
 def exit_code(error: "PlauditError") -> int:
     """The exit code that tells scripts what kind of failure it was."""
     from plaudit import APIConnectionError, ConfigurationError, InvalidRequestError

@@ -5,24 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli._complete import replica_names
-from plaudit.cli._session import JsonFlag, print_done, print_listing, session_of
+from plaudit.cli._session import JsonFlag, listing_group, print_done, print_listing, session_of
 
 if TYPE_CHECKING:
     from plaudit.wire.ops import Replica
 
-replicas = typer.Typer(help="Engine replicas.", invoke_without_command=True)
-
 Name = Annotated[str, typer.Argument(help="Such as engine-1.", autocompletion=replica_names)]
 
 
-@replicas.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Engine replicas."""
-    if ctx.invoked_subcommand is None:
-        list_replicas(ctx, as_json=as_json)
-
-
-@replicas.command("list")
 def list_replicas(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """All replicas, as the server sees them."""
     session = session_of(ctx, as_json)
@@ -30,6 +20,9 @@ def list_replicas(ctx: typer.Context, as_json: JsonFlag = False) -> None:
         found = client.replicas.list().data
     columns = ("name", "state", "holds", "in flight", "address", "detail")
     print_listing(session, found, columns, _row, empty="No replicas.")
+
+
+replicas = listing_group("Engine replicas.", list_replicas)
 
 
 @replicas.command("add")

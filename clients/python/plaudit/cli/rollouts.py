@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plaudit.cli._complete import rollout_ids, version_names
-from plaudit.cli._session import JsonFlag, figure, print_facts, print_json, print_listing, print_table, session_of
+from plaudit.cli._session import (
+    JsonFlag,
+    figure,
+    listing_group,
+    print_facts,
+    print_json,
+    print_listing,
+    print_table,
+    session_of,
+)
 
 if TYPE_CHECKING:
     from plaudit import Plaudit
     from plaudit.wire.rollouts import ArmReport, GuardrailReport, Guardrails, Rollout, RolloutStep
-
-rollouts = typer.Typer(help="Rollouts: a candidate on a share of users, judged by their votes.")
 
 RolloutId = Annotated[str | None, typer.Argument(help="Else the newest rollout.", autocompletion=rollout_ids)]
 Reason = Annotated[str | None, typer.Option(help="Kept in the audit log.")]
@@ -28,7 +35,6 @@ class Breach(StrEnum):
     hold = "hold"
 
 
-@rollouts.command("list")
 def list_rollouts(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many to show.")] = 20,
@@ -40,6 +46,9 @@ def list_rollouts(
         found = client.rollouts.list(limit=limit).data
     columns = ("rollout", "candidate", "against", "state", "share", "began", "reason")
     print_listing(session, found, columns, _row, empty="No rollouts yet. `plaudit rollouts start v2` begins one.")
+
+
+rollouts = listing_group("Rollouts: a candidate on a share of users, judged by their votes.", list_rollouts)
 
 
 @rollouts.command("start")

@@ -1,5 +1,7 @@
 """`plaudit runs`."""
 
+import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ from plaudit.cli._session import (
     JsonFlag,
     Session,
     figure,
+    listing_group,
     print_facts,
     print_json,
     print_listing,
@@ -18,21 +21,14 @@ from plaudit.cli._session import (
 )
 
 if TYPE_CHECKING:
-    from plaudit.wire.training import Run
+    from rich.console import Console
 
-runs = typer.Typer(help="Training runs.", invoke_without_command=True)
+    from plaudit import Plaudit
+    from plaudit.wire.training import Run
 
 WATCH_EVERY_S = 2.0
 
 
-@runs.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Training runs."""
-    if ctx.invoked_subcommand is None:
-        list_runs(ctx, as_json=as_json)
-
-
-@runs.command("list")
 def list_runs(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many to show.")] = 20,
@@ -44,6 +40,9 @@ def list_runs(
         found = client.training.runs(limit=limit).data
     columns = ("run", "version", "parent", "state", "stage", "progress", "updated", "reason")
     print_listing(session, found, columns, row, empty="No runs yet. One begins when enough answers have been rated.")
+
+
+runs = listing_group("Training runs.", list_runs)
 
 
 @runs.command("show")
@@ -60,16 +59,47 @@ def show_run(
         if not watch:
             _show(session, run)
             return
-        shown = None
-        while True:
-            line = run.model_dump_json() if session.as_json else _line(run)
-            if line != shown:
-                typer.echo(line)
-                shown = line
-            if run.state != "running":
-                raise typer.Exit(0 if run.state == "published" else REFUSED)
-            session.sleep(WATCH_EVERY_S)
-            run = client.training.run(run_id)
+        seen = _until_end(session, client, run)
+        drawn = sys.stdout.isatty() and not session.as_json
+        run = draw_bar(seen) if drawn else _print_changes(seen, as_json=session.as_json)
+    raise typer.Exit(0 if run.state == "published" else REFUSED)
+
+
+def _until_end(session: Session, client: "Plaudit", run: "Run") -> "Iterator[Run]":
+    """The run, again and again until it has ended; its last state included."""
+    yield run
+    while run.state == "running":
+        session.sleep(WATCH_EVERY_S)
+        run = client.training.run(run.id)
+        yield run
+
+
+def _print_changes(seen: "Iterable[Run]", *, as_json: bool) -> "Run":
+    """A line a change; the run as it ended."""
+    shown = None
+    for run in seen:
+        line = run.model_dump_json() if as_json else _line(run)
+        if line != shown:
+            typer.echo(line)
+            shown = line
+    return run
+
+
+def draw_bar(seen: "Iterable[Run]", console: "Console | None" = None) -> "Run":
+    """A bar that grows in place, and a line at the end; the run as it ended."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(
+        words, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        for run in seen:
+            told = " ".join(part for part in (run.version, run.state, run.stage) if part)
+            bar.update(task, description=printable(told), completed=run.progress or 0.0)
+        bar.console.print(Text(_line(run)))
+    return run
 
 
 def _show(session: Session, run: "Run") -> None:

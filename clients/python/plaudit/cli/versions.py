@@ -8,6 +8,7 @@ from plaudit.cli._complete import version_names
 from plaudit.cli._session import (
     JsonFlag,
     figure,
+    listing_group,
     print_done,
     print_facts,
     print_json,
@@ -19,20 +20,10 @@ from plaudit.cli._session import (
 if TYPE_CHECKING:
     from plaudit.wire.versions import Alias, GateCheck, ReplicaProof, Version
 
-versions = typer.Typer(help="Policy versions: why they may serve, or may not.", invoke_without_command=True)
-
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
 Name = Annotated[str, typer.Argument(help="Such as v42.", autocompletion=version_names)]
 
 
-@versions.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Policy versions: why they may serve, or may not."""
-    if ctx.invoked_subcommand is None:
-        list_versions(ctx, as_json=as_json)
-
-
-@versions.command("list")
 def list_versions(ctx: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -> None:
     """The newest versions, those that were refused included."""
     session = session_of(ctx, as_json)
@@ -40,6 +31,9 @@ def list_versions(ctx: typer.Context, limit: Limit = 20, as_json: JsonFlag = Fal
         found = client.versions.list(limit=limit).data
     columns = ("version", "state", "parent", "aliases", "gate", "slope", "records", "created", "reason")
     print_listing(session, found, columns, row, empty="No versions yet. The base model serves until one is published.")
+
+
+versions = listing_group("Policy versions: why they may serve, or may not.", list_versions)
 
 
 @versions.command("show")
