@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import itertools
 import json
 import stat
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from plaudit.cli import app as command
 from plaudit.cli._rows import read_lines
+from plaudit_server.errors import StorageFull
 from tests.support.server import Harness, listening, serving
 
 HOSTILE = '=HYPERLINK("http://evil","x")\u202e<script>'
@@ -81,6 +83,7 @@ async def test_corrections_comparisons_and_scores(tmp_path: Path) -> None:
         scores = tmp_path / "scores.csv"
         scores.write_text(f"name,value,dataType,traceId,comment\nliked,1,BOOLEAN,{answer['id']},fine\n")
         assert (await plaudit("import", "langfuse", scores, "--thumb", "liked")).exit_code == 0
+        assert (await plaudit("import", "alpaca", alpaca, "--thumb", "liked")).exit_code == 2
         (kept,) = await votes(server)
         assert (kept["key"], kept["value"], kept["comment"], kept["revision"]) == ("thumb", 1, "fine", 2)
 
@@ -95,6 +98,28 @@ async def test_a_refused_answer_is_a_refused_row(tmp_path: Path) -> None:
         assert "line 2: response_id" in told.stderr
         plaudit.arguments[-1] = "plk_wrong"
         assert (await plaudit("import", "trl-unpaired", tmp_path / "a.jsonl")).stderr.count("\n") == 1
+
+
+async def test_an_import_stops_where_the_server_fails_and_goes_on_when_started_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, listening(server.app) as url:
+        plaudit = Shell(server, url)
+        answers = await server.rated(3)
+        path = write(tmp_path / "a.jsonl", [{"response_id": each, "label": True} for each in answers])
+        kept = server.services.database.write
+        tries = itertools.count()
+
+        async def full(*args: Any, **options: Any) -> Any:
+            if next(tries) >= 3:  # a key's claim, the vote and its answer: the first row is whole
+                raise StorageFull
+            return await kept(*args, **options)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(server.services.database, "write", full)
+            told = await plaudit("import", "trl-unpaired", path)
+        assert told.exit_code == 1
+        assert "stopped at line 2, 1 imported" in told.stderr
+        assert (await plaudit("import", "trl-unpaired", path)).exit_code == 0
+        assert {row["revision"] for row in await votes(server) if row["source"] == "annotator"} == {1}
 
 
 async def test_nothing_hostile_survives_in_an_export(tmp_path: Path) -> None:

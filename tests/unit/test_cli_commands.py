@@ -219,6 +219,23 @@ def test_every_command_speaks_json(verb: str, where: str, tmp_path: Path, monkey
     assert json.loads(result.stdout)
 
 
+@pytest.mark.parametrize("args", ["watch --once", "export feedback", "chat hi", f"rate {h.ANSWER_ID} up", "chat -i"])
+def test_json_cannot_steer_the_terminal_either(args: str) -> None:
+    hostile = h.feedback_json(comment="\u202e\x9b31m\x1b[31m")
+    whole = httpx.Response(200, json=h.completion_json("\u202e\x9b31m"))
+    server = Server(
+        **{
+            "GET /v1/feedback": h.page_json([hostile]),
+            "POST /v1/feedback": hostile,
+            "POST /v1/chat/completions": whole,
+        }
+    )
+    told = run(server, *args.split(), "--json", stdin="Hello\n/up\n" if "-i" in args else "").stdout
+    assert told.isascii()
+    assert "\x1b" not in told
+    assert "\\u202e" in told
+
+
 def test_promote_gives_its_reason() -> None:
     server = Server()
     assert run(server, "promote", "v2", "--reason", "better").stdout == "stable is v2\n"

@@ -105,12 +105,17 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf"))
 
 
+def json_line(value: "BaseModel") -> str:
+    """A model on one line of JSON: ASCII, since what is in a text must not steer the terminal here either."""
+    return value.model_dump_json(ensure_ascii=True)
+
+
 def print_json(value: "BaseModel | Sequence[BaseModel]") -> None:
     """A model as one JSON object; several as an array."""
     if isinstance(value, Sequence):
-        typer.echo("[" + ",\n ".join(item.model_dump_json() for item in value) + "]")
+        typer.echo("[" + ",\n ".join(map(json_line, value)) + "]")
     else:
-        typer.echo(value.model_dump_json(indent=2))
+        typer.echo(value.model_dump_json(indent=2, ensure_ascii=True))
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":

@@ -12,6 +12,7 @@ from plaudit.cli._session import (
     JsonFlag,
     Session,
     complain,
+    json_line,
     one_line,
     print_json,
     printable,
@@ -230,7 +231,7 @@ def _split(line: str) -> tuple[str, str]:
 
 def _answer(talk: Conversation, line: str) -> None:
     if talk.as_json:
-        typer.echo(talk.ask_whole(line).model_dump_json())
+        typer.echo(json_line(talk.ask_whole(line)))
         return
     with talk.ask(line) as stream:
         try:
@@ -255,7 +256,7 @@ def _obey(talk: Conversation, command: str, rest: str) -> None:
     elif (kept := talk.rate(**said)) is None:
         _fail(talk, "there is no answer to rate yet")
     else:
-        typer.echo(kept.model_dump_json() if talk.as_json else _receipt(kept), err=not talk.as_json)
+        typer.echo(json_line(kept) if talk.as_json else _receipt(kept), err=not talk.as_json)
 
 
 def _said(command: str, rest: str) -> dict[str, Any] | None:

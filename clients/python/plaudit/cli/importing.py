@@ -67,6 +67,8 @@ def import_rows(
 ) -> None:
     """Import ratings, corrections and preferences. Exit code 1: rows were refused; the others are imported."""
     session = session_of(ctx, as_json)
+    if thumb is not None and kind is not Kind.langfuse:
+        raise typer.BadParameter("--thumb is for scores of Langfuse")
     try:
         # Read before anything is sent: of a file that breaks off, nothing is imported.
         lines = list(read_lines(path))

@@ -12,6 +12,7 @@ from plaudit.cli._session import (
     JsonFlag,
     Session,
     figure,
+    json_line,
     listing_group,
     print_facts,
     print_json,
@@ -78,7 +79,7 @@ def _print_changes(seen: "Iterable[Run]", *, as_json: bool) -> "Run":
     """A line a change; the run as it ended."""
     shown = None
     for run in seen:
-        line = run.model_dump_json() if as_json else _line(run)
+        line = json_line(run) if as_json else _line(run)
         if line != shown:
             typer.echo(line)
             shown = line
