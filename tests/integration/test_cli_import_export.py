@@ -2,9 +2,11 @@
 
 import asyncio
 import csv
+import errno
 import io
 import itertools
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from plaudit.cli import app as command
 from plaudit.cli._rows import read_lines
+from plaudit.cli.exporting import WRITERS, Format
 from plaudit_server.errors import StorageFull
 from tests.support.server import Harness, listening, serving
 
@@ -33,6 +36,12 @@ class Shell:
 async def votes(server: Harness) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await server.admin.get("/v1/feedback")).json()["data"]
     return found
+
+
+def fill_the_disk(rows: Any, file: Any) -> int:
+    """Writes one row; there is no room for the next."""
+    file.write(json.dumps(next(iter(rows))))
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def files(folder: Path) -> set[str]:
@@ -154,6 +163,10 @@ async def test_a_file_is_whole_its_owners_and_never_overwritten_unasked(tmp_path
         assert (none.exit_code, path.read_text()) == (0, "")
         assert (await plaudit("export", "answers", "-o", tmp_path / "no" / "where")).exit_code == 2
         assert (await plaudit("export", "answers", "--since", "soon")).exit_code == 2
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(WRITERS, Format.jsonl, fill_the_disk)
+            full = await plaudit("export", "answers", "-o", tmp_path / "new")
+        assert (full.exit_code, "No space left" in full.stderr) == (1, True)
         plaudit.arguments[-1] = "plk_wrong"
         assert (await plaudit("export", "answers", "-o", tmp_path / "new")).exit_code == 1
         assert await asyncio.to_thread(files, tmp_path) == {"out.jsonl"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from plaudit.cli._session import REFUSED, USAGE, JsonFlag, complain, session_of, spinning
+from plaudit.cli._session import REFUSED, JsonFlag, complain, session_of, spinning
 
 if TYPE_CHECKING:
     from plaudit import Plaudit
@@ -61,8 +61,7 @@ def export(
     session = session_of(ctx, as_json)
     if session.as_json and format is Format.csv:
         raise typer.BadParameter("--json is JSON Lines: leave out --format csv")
-    if output is not None and output.exists() and not force:
-        raise typer.BadParameter(f"{output} exists: name another, or give --force")
+    _check_free(output, force=force)
     filters = {"version": version, "since": _moment(since)}
     with session.client() as client:
         rows = SOURCES[what](client, filters)
@@ -74,9 +73,18 @@ def export(
             raise
         except OSError as error:
             complain(f"{output or 'stdout'}: {error.strerror}")
-            raise typer.Exit(REFUSED if output is None else USAGE) from None
+            raise typer.Exit(REFUSED) from None
     if output is not None:
         typer.echo(f"{count} rows in {output}", err=True)
+
+
+def _check_free(output: Path | None, *, force: bool) -> None:
+    if output is None:
+        return
+    if not output.parent.is_dir() or output.is_dir():
+        raise typer.BadParameter(f"{output}: no file can be there")
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{output} exists: name another, or give --force")
 
 
 def _moment(text: str | None) -> datetime | None:
