@@ -1,5 +1,6 @@
 """The commands against a scripted server: what they print, and how they end."""
 
+import io
 import json
 import re
 import subprocess
@@ -11,13 +12,19 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+import typer.main
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from plaudit import __version__
 from plaudit.cli import app
 from plaudit.cli._session import Session
 from plaudit.cli.keys import RoleName
+from plaudit.cli.rollouts import GUARDRAILS
+from plaudit.cli.runs import draw_bar
 from plaudit.wire.ops import Role
+from plaudit.wire.rollouts import GuardrailName
+from plaudit.wire.training import Run
 from tests.support import sdk_harness as h
 
 MOMENT = "2026-01-02T03:04:05Z"
@@ -36,7 +43,11 @@ V3 = h.version_json("v3", state="rejected", reason="win rate too low", gate=GATE
 HEALTH = {"status": "ok", "release": __version__, "engine": "ready", "stable": "v2", "uptime_s": 12.0}
 HEALTH |= {"replicas": [{"replica": "r0", "state": "ready"}], "trainer_seen_at": "2999-01-01T00:00:00Z"}
 E1 = {"name": "engine-1", "url": "http://a", "source": "operator", "state": "ready", "resident": ["base", "v2"]}
+KEY = {"id": "key_1", "name": "app", "roles": ["chat"], "hint": "plk_ab", "created_at": MOMENT}
 UNSEEN = HEALTH | {"trainer_seen_at": None}
+
+FEEDBACK = "/v1/feedback"
+NONE: dict[str, Any] = h.page_json([])
 
 
 class Server:
@@ -63,6 +74,11 @@ class Server:
             "GET /v1/rollouts": h.page_json([h.rollout_json()]),
             "GET /v1/rollouts/rollout_1": h.rollout_json(report=h.rollout_report_json()),
             "POST /v1/rollouts": h.rollout_json(),
+            **{f"POST /v1/rollouts/rollout_1/{verb}": h.rollout_json() for verb in ("promote", "pause", "resume")},
+            "GET /v1/feedback": h.page_json([h.feedback_json(comment="so \x1b[31mclear", tags=["short"])]),
+            "GET /v1/keys": h.page_json([KEY]),
+            "POST /v1/keys": KEY | {"secret": "plk_secret"},
+            "DELETE /v1/keys/key_1": KEY | {"revoked_at": MOMENT},
             "POST /v1/rollouts/rollout_1/abort": h.rollout_json(state="aborted", reason="no use"),
             "GET /v1/replicas": h.page_json([E1]),
             "POST /v1/replicas": E1,
@@ -83,12 +99,12 @@ class Server:
 
     def sent(self, path: str) -> list[Any]:
         """The bodies sent to a path."""
-        return [json.loads(r.content) for r in self.requests if r.url.path == path]
+        return [json.loads(r.content) for r in self.requests if r.url.path == path and r.content]
 
 
 def rate(request: httpx.Request) -> httpx.Response:
     """Keeps a vote, or takes it back."""
-    value = json.loads(request.content)["value"]
+    value = json.loads(request.content).get("value", 0)
     return httpx.Response(201, json=h.feedback_json(value=None, retracted=True) if value is None else h.feedback_json())
 
 
@@ -102,9 +118,6 @@ def talk(request: httpx.Request) -> httpx.Response:
     if json.loads(request.content).get("stream"):
         return h.streamed(h.sse(h.chunk_json("Pa"), h.chunk_json("ris.\x1b[31m"), h.chunk_json(finish="stop")))
     return httpx.Response(200, json=h.completion_json(), headers=h.ANSWER_HEADERS)
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -145,34 +158,82 @@ def test_replicas_are_listed_and_changed() -> None:
     assert "engine-1 is off the list" in run(server, "replicas", "remove", "engine-1").stdout
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("versions", "--json"),
-        ("--json", "versions"),
-        ("versions", "list", "--json"),
-        ("versions", "show", "v2", "--json"),
-        ("promote", "v2", "--json"),
-        ("rollback", "--yes", "--json"),
-        ("rollouts", "list", "--json"),
-        ("rollouts", "show", "--json"),
-        ("rollouts", "start", "v2", "--json"),
-        ("rollouts", "abort", "--json"),
-        ("runs", "--json"),
-        ("runs", "show", "run_1", "--json"),
-        ("replicas", "--json"),
-        ("replicas", "add", "http://a", "--json"),
-        ("replicas", "drain", "engine-1", "--json"),
-        ("replicas", "remove", "engine-1", "--json"),
-        ("rate", h.ANSWER_ID, "up", "--json"),
-        ("chat", "hi", "--json"),
-        ("doctor", "--json"),
-    ],
-)
-def test_every_command_speaks_json(args: tuple[str, ...]) -> None:
-    result = run(Server(), *args)
+SPOKEN = {
+    "versions": "",
+    "versions list": "",
+    "versions show": "v2",
+    "promote": "v2",
+    "rollback": "--yes",
+    "rollouts": "",
+    "rollouts list": "",
+    "rollouts show": "",
+    "rollouts start": "v2",
+    "rollouts promote": "",
+    "rollouts pause": "",
+    "rollouts resume": "",
+    "rollouts abort": "",
+    "runs": "",
+    "runs list": "",
+    "runs show": "run_1",
+    "replicas": "",
+    "replicas list": "",
+    "replicas add": "http://a",
+    "replicas drain": "engine-1",
+    "replicas remove": "engine-1",
+    "keys": "",
+    "keys list": "",
+    "keys create": "app --role chat",
+    "keys revoke": "key_1",
+    "rate": f"{h.ANSWER_ID} up",
+    "chat": "hi",
+    "watch": "--once",
+    "export": "feedback",
+    "import": "langfuse scores.json --dry-run",
+    "doctor": "",
+}
+"""Each command with arguments for it. `tune` alone is missing: the trainer answers there."""
+
+
+def verbs(command: Any = None, path: str = "") -> set[str]:
+    """The commands that do something, groups that list by themselves included."""
+    command = command or typer.main.get_command(app)
+    children = getattr(command, "commands", {})
+    found = {f"{path}{name}" for name in children if getattr(children[name], "invoke_without_command", True)}
+    return found.union(
+        *(verbs(child, f"{path}{name} ") for name, child in children.items() if hasattr(child, "commands"))
+    )
+
+
+def test_every_command_is_asked_for_json() -> None:
+    assert verbs() == {*SPOKEN, "tune"}
+
+
+@pytest.mark.parametrize("where", ["behind", "before"])
+@pytest.mark.parametrize("verb", SPOKEN)
+def test_every_command_speaks_json(verb: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.json").write_text(json.dumps([{"name": "a", "value": 1, "traceId": h.ANSWER_ID}]))
+    asked = [*verb.split(), *SPOKEN[verb].split()]
+    result = run(Server(), *([*asked, "--json"] if where == "behind" else ["--json", *asked]))
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("args", ["watch --once", "export feedback", "chat hi", f"rate {h.ANSWER_ID} up", "chat -i"])
+def test_json_cannot_steer_the_terminal_either(args: str) -> None:
+    hostile = h.feedback_json(comment="\u202e\x9b31m\x1b[31m")
+    whole = httpx.Response(200, json=h.completion_json("\u202e\x9b31m"))
+    server = Server(
+        **{
+            "GET /v1/feedback": h.page_json([hostile]),
+            "POST /v1/feedback": hostile,
+            "POST /v1/chat/completions": whole,
+        }
+    )
+    told = run(server, *args.split(), "--json", stdin="Hello\n/up\n" if "-i" in args else "").stdout
+    assert told.isascii()
+    assert "\x1b" not in told
+    assert "\\u202e" in told
 
 
 def test_promote_gives_its_reason() -> None:
@@ -216,7 +277,7 @@ def test_a_conversation_keeps_its_thread_and_rates_as_it_goes() -> None:
     server = Server()
     typed = "+\nHello\n+ so clear\nAnd?\n-\n/new\n-x is odd\n/quit\nnever\n"
     result = run(server, "chat", "-i", "--user", "ada", stdin=typed)
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # the first line failed, and a pipe is told
     assert "no answer to rate yet" in result.stderr
     assert [len(body["messages"]) for body in server.sent("/v1/chat/completions")] == [1, 3, 1]
     up, down = server.sent("/v1/feedback")
@@ -228,10 +289,35 @@ def test_a_failed_turn_does_not_end_the_conversation() -> None:
     replies = iter([h.refusal(422, message="too long"), h.streamed(h.sse(h.chunk_json("ok")))])
     server = Server(**{"POST /v1/chat/completions": lambda _: next(replies)})
     result = run(server, "chat", "-i", stdin="a\nb\n")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "plaudit: too long" in result.stderr
     assert "ok" in result.stdout
     assert len(server.sent("/v1/chat/completions")[1]["messages"]) == 1
+
+
+def test_what_is_said_of_one_answer_adds_up_until_the_other_thumb() -> None:
+    server = Server()
+    typed = "Hello\n/tags long, wrong\n/up nice\n/correct Paris!\n/down\n/retract\n/quit\n"
+    result = run(server, "chat", "-i", stdin=typed)
+    assert result.exit_code == 0
+    assert result.stdout == "Paris.[31m\n"  # no prompt in a pipe, and receipts go to stderr
+    said = [{name: value for name, value in body.items() if name != "response_id"} for body in server.sent(FEEDBACK)]
+    tags = {"tags": ["long", "wrong"]}
+    up = tags | {"value": 1.0, "comment": "nice"}
+    assert said == [tags, up, up | {"correction": "Paris!"}, {"value": -1.0}, {"value": None}]
+
+
+def test_a_conversation_in_json_is_a_line_an_answer_and_a_line_a_rating() -> None:
+    result = run(Server(), "chat", "-i", "--json", stdin="Hello\n/up\n")
+    answer, kept = map(json.loads, result.stdout.splitlines())
+    assert (answer["id"], kept["value"]) == (h.ANSWER_ID, 1.0)
+
+
+@pytest.mark.parametrize("line", ["/correct", "/tags", "/rate"])
+def test_a_command_that_says_nothing_is_told(line: str) -> None:
+    result = run(Server(), "chat", "-i", stdin=f"Hello\n{line}\n")
+    assert result.exit_code == 1
+    assert f"plaudit: {line}" in result.stderr or f"no {line}" in result.stderr
 
 
 @pytest.mark.parametrize(("word", "value"), [("up", 1.0), ("down", -1.0), ("retract", None)])
@@ -260,20 +346,107 @@ def test_watching_a_run_ends_with_it(end: str, code: int) -> None:
     assert result.exit_code == code
 
 
+def test_on_a_terminal_a_run_is_a_bar_and_a_line_at_its_end() -> None:
+    states = [h.run_json(stage="ppo", progress=0.5), h.run_json(state="published", progress=1.0)]
+    screen = io.StringIO()
+    ended = draw_bar(map(Run.model_validate, states), Console(file=screen, force_terminal=True, width=100))
+    assert ended.state == "published"
+    assert re.search(r"03:04:05  v2  published  100%\n", screen.getvalue())
+
+
 def test_keys_are_made_listed_and_revoked() -> None:
-    key = {"id": "key_1", "name": "app", "roles": ["chat"], "hint": "plk_ab", "created_at": MOMENT}
-    server = Server(
-        **{
-            "GET /v1/keys": h.page_json([key]),
-            "POST /v1/keys": key | {"secret": "plk_secret"},
-            "DELETE /v1/keys/key_1": key | {"revoked_at": MOMENT},
-        }
-    )
+    server = Server()
     assert run(server, "keys", "create", "app", "--role", "chat", "--role", "feedback").stdout == "plk_secret\n"
     assert server.sent("/v1/keys") == [{"name": "app", "roles": ["chat", "feedback"]}]
     assert re.search(r"key_1 +app +chat +plk_ab", run(server, "keys").stdout)
     assert run(server, "keys", "revoke", "key_1").stdout == "key_1 is revoked\n"
     assert run(server, "keys", "create", "app", "--role", "king").exit_code == 2
+
+
+def test_guardrails_are_set_and_told() -> None:
+    server = Server()
+    bounds = ["--guardrail", "errors=0.01", "--guardrail", "ttft=off", "--guardrail-users", "80", "--on-breach", "hold"]
+    assert run(server, "rollouts", "start", "v2", *bounds).exit_code == 0
+    (body,) = server.sent("/v1/rollouts")
+    assert body["guardrails"] == {"min_users": 80, "on_breach": "hold", "errors": 0.01, "ttft": None}
+    assert run(server, "rollouts", "start", "v2").exit_code == 0
+    assert "guardrails" not in server.sent("/v1/rollouts")[1]
+    told = run(server, "rollouts", "show").stdout
+    assert "errors 0.02, ttft 1.25, length 1.5, refusals 0.05; from 50 users an arm; rollback where one fires" in told
+
+
+@pytest.mark.parametrize("bound", ["speed=1", "errors", "errors=2", "errors=x"])
+def test_a_guardrail_that_is_none_is_a_usage_error(bound: str) -> None:
+    server = Server()
+    assert run(server, "rollouts", "start", "v2", "--guardrail", bound).exit_code == 2
+    assert server.requests == []
+
+
+def test_watch_shows_the_loop_once_where_stdout_is_no_terminal() -> None:
+    server = Server()
+    result = run(server, "watch")
+    assert result.exit_code == 0
+    for shown in (
+        "engine ready",
+        "stable v2, previous v1",
+        "v3",
+        "fails win_rate",
+        "run_1",
+        "Hold: 60 of 100",
+        "short",
+    ):
+        assert shown in result.stdout
+    assert "\x1b" not in result.stdout
+    assert run(server, "watch", "--once").exit_code == 0
+
+
+def test_watch_goes_on_while_the_server_is_away_and_ends_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = iter([False, True, True, True, False, False])
+    naps: list[float] = []
+
+    def nap(self: Session, seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "sleep", nap)
+    server = Server(
+        **{"GET /v1/aliases": lambda r: refuse_connection(r) if next(away) else httpx.Response(200, json=NONE)}
+    )
+    result = run(server, "watch", "--json", "--every", "5")
+    assert result.exit_code == 0
+    assert [json.loads(line)["health"]["stable"] for line in result.stdout.splitlines()] == ["v2", "v2"]
+    assert "Cannot reach" in result.stderr
+    assert naps == [5.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("plaudit pro", ["promote"]),
+        ("plaudit promote v", ["v3", "v2"]),
+        ("plaudit replicas drain eng", ["engine-1"]),
+        ("plaudit runs show ru", ["run_1"]),
+        ("plaudit rollouts abort ", ["rollout_1"]),
+        ("plaudit rollouts start v2 --guardrail-u", ["--guardrail-users"]),
+    ],
+)
+def test_shells_complete_commands_options_and_names(words: str, offered: list[str]) -> None:
+    session = Session(transport=httpx.MockTransport(Server()), clock=h.FakeClock())
+    asked = {"_PLAUDIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(app, [], prog_name="plaudit", obj=session, env=asked)
+    assert result.stdout.split() == offered
+
+
+def test_completion_offers_nothing_where_the_server_is_away() -> None:
+    session = Session(transport=httpx.MockTransport(refuse_connection), clock=h.FakeClock())
+    asked = {"_PLAUDIT_COMPLETE": "complete_bash", "COMP_WORDS": "plaudit promote v", "COMP_CWORD": "2"}
+    result = CliRunner().invoke(app, [], prog_name="plaudit", obj=session, env=asked)
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def test_the_names_of_guardrails_are_those_of_the_contract() -> None:
+    assert get_args(GuardrailName) == GUARDRAILS
 
 
 def test_the_roles_are_those_of_the_contract() -> None:

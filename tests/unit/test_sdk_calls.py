@@ -23,6 +23,7 @@ REPLICA = {"name": "engine-1", "url": "http://a", "source": "operator", "state":
 COMPARISON = {"id": "c", "chosen": h.ANSWER_ID, "rejected": None, "tie": None, "end_user": None, "received_at": MOMENT}
 EVENT = {"id": "e", "response_id": h.ANSWER_ID, "type": "copy", "end_user": None}
 EVENT |= {"occurred_at": MOMENT, "received_at": MOMENT}
+MODEL = {"id": "policy@v1", "created": 1, "version": "v1"}
 GATE = GateReport(passed=True, checks=[])
 REGISTER = {"name": "v2", "run_id": "run_1", "batch_ids": ["batch_1"], "parent": "v1", "location": "/versions/v2"}
 REGISTER |= {"manifest_sha256": "0" * 64, "outcome": "candidate"}
@@ -54,6 +55,23 @@ CALLS: list[Row] = [
         "/v1/feedback/tokens",
         {"response_id": h.ANSWER_ID, "keys": ["thumb", "helpful"], "expires_in": 60},
         {"token": "ft1_x", "response_id": h.ANSWER_ID, "keys": ["thumb", "helpful"], "expires_at": MOMENT},
+    ),
+    (
+        "by token",
+        lambda c: c.feedback.by_token("ft1_x", "up", key="helpful"),
+        "POST",
+        "/v1/feedback/t/ft1_x",
+        {"value": 1.0, "key": "helpful"},
+        h.feedback_json(),
+    ),
+    ("model", lambda c: c.chat.model("policy@v1"), "GET", "/v1/models/policy%40v1", None, MODEL),
+    (
+        "tuning run",
+        lambda c: c.training.create_run(None, "w", parent="v1", lease_seconds=60),
+        "POST",
+        "/v1/training/runs",
+        {"worker": "w", "parent": "v1", "lease_seconds": 60.0},
+        h.run_json(),
     ),
     (
         "retract",
@@ -347,6 +365,19 @@ async def test_wait_gives_up_in_time(caller: h.Caller) -> None:
     with pytest.raises(WaitTimeoutError):
         await caller(script, lambda c: c.versions.wait("v1", timeout=5, poll=2))
     assert caller.clock.at == 4
+
+
+async def test_a_token_gives_the_next_one_and_figures_come_as_text(caller: h.Caller) -> None:
+    voted = httpx.Response(201, json=h.feedback_json(), headers={"x-feedback-token": "ft1_next"})
+    vote = await caller(h.Script(voted), lambda c: c.feedback.by_token("ft1_x", "up"))
+    assert (vote.value, vote.feedback_token) == (1.0, "ft1_next")
+    assert await caller(h.Script(httpx.Response(200, text="a 1\n")), lambda c: c.metrics()) == "a 1\n"
+
+
+async def test_an_idempotency_key_of_ones_own_is_sent(caller: h.Caller) -> None:
+    script = h.Script(httpx.Response(200, json=h.feedback_json()))
+    await caller(script, lambda c: c.feedback.create(h.ANSWER_ID, "up", idempotency_key="mine"))
+    assert script.requests[0].headers["idempotency-key"] == "mine"
 
 
 async def test_if_match_is_quoted_once(caller: h.Caller) -> None:

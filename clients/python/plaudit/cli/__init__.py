@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from plaudit import __version__
-from plaudit.cli import chat, doctor, keys, replicas, rollouts, runs, tune, versions
+from plaudit.cli import chat, doctor, exporting, importing, keys, replicas, rollouts, runs, tune, versions, watch
 from plaudit.cli._session import Session, complain, exit_code, one_line
 
 
@@ -42,6 +42,9 @@ app.add_typer(rollouts.rollouts, name="rollouts")
 app.add_typer(runs.runs, name="runs")
 app.add_typer(replicas.replicas, name="replicas")
 app.add_typer(keys.keys, name="keys")
+app.command()(watch.watch)
+app.command("import")(importing.import_rows)
+app.command()(exporting.export)
 app.command()(doctor.doctor)
 app.command(  # its options are the trainer's, which parses them and answers --help
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

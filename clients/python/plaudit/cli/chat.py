@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli._session import (
+    REFUSED,
     JsonFlag,
     Session,
     complain,
+    json_line,
     one_line,
     print_json,
     printable,
@@ -18,10 +20,13 @@ from plaudit.cli._session import (
 )
 
 if TYPE_CHECKING:
-    from plaudit import ChatStream, Plaudit
+    from plaudit import ChatCompletion, ChatStream, Plaudit
     from plaudit.wire.feedback import Feedback
 
-HELP = "+ or - rates the last answer (`+ so clear` adds a comment) · /new starts afresh · /quit or Ctrl-D leaves"
+HELP = (
+    "/up or /down rates the last answer, a comment may follow · /tags wrong,long · /correct what it should have said"
+    " · /retract · /new starts afresh · /quit or Ctrl-D leaves"
+)
 
 
 class Thumb(StrEnum):
@@ -34,14 +39,22 @@ class Thumb(StrEnum):
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said so far, and how to go on."""
+    """What was said so far, and how to go on.
+
+    Attributes:
+        word: what was said of the last answer: the server keeps the newest word as a whole.
+        failed: whether a turn did.
+    """
 
     client: "Plaudit"
     options: dict[str, Any]
     end_user: str | None
     opening: list[dict[str, str]] = field(default_factory=list)
+    as_json: bool = False
     said: list[dict[str, str]] = field(default_factory=list)
     last_id: str | None = None
+    word: dict[str, Any] = field(default_factory=dict)
+    failed: bool = False
 
     def ask(self, text: str) -> "ChatStream":
         """Send the next message; the answer as it is spoken."""
@@ -50,14 +63,32 @@ class Conversation:
         self.said.append(question)
         return stream
 
-    def heard(self, stream: "ChatStream") -> None:
+    def ask_whole(self, text: str) -> "ChatCompletion":
+        """The same, waiting for the whole answer."""
+        options = {name: value for name, value in self.options.items() if value is not None}
+        question = {"role": "user", "content": text}
+        answer = self.client.chat.create([*self.opening, *self.said, question], **options)
+        self.said.append(question)
+        self.heard(answer.text, answer.response_id)
+        return answer
+
+    def heard(self, text: str, response_id: str | None) -> None:
         """Remember an answer, whole or cut short."""
-        self.said.append({"role": "assistant", "content": stream.text})
-        self.last_id = stream.response_id
+        self.said.append({"role": "assistant", "content": text})
+        self.last_id, self.word = response_id, {}
 
     def restart(self) -> None:
         """Forget what was said."""
-        self.said, self.last_id = [], None
+        self.said, self.last_id, self.word = [], None, {}
+
+    def rate(self, **said: Any) -> "Feedback | None":
+        """Add to the word on the last answer. Another thumb than before begins it anew. None: there is no answer."""
+        if self.last_id is None:
+            return None
+        if "value" in said and said["value"] != self.word.get("value", said["value"]):
+            self.word = {}
+        self.word |= said
+        return self.client.feedback.create(self.last_id, **self.word, end_user=self.end_user)
 
 
 def chat(
@@ -94,11 +125,13 @@ def chat(
     if not asked and not converse:
         raise typer.BadParameter("nothing to ask: give a question, pipe one in, or use --interactive")
     with session.client() as client:
-        talk = Conversation(client, options, user, opening)
+        talk = Conversation(client, options, user, opening, session.as_json)
         if asked:
             _ask_once(session, talk, asked)
         if converse:
             _converse(talk)
+    if talk.failed and not sys.stdin.isatty():
+        raise typer.Exit(REFUSED)  # a script is to know; a person was told
 
 
 def rate(
@@ -131,12 +164,11 @@ def rate(
 
 def _ask_once(session: Session, talk: Conversation, question: str) -> None:
     if session.as_json:
-        options = {name: value for name, value in talk.options.items() if value is not None}
-        asked = [*talk.opening, {"role": "user", "content": question}]
-        print_json(talk.client.chat.create(asked, **options))
+        print_json(talk.ask_whole(question))
         return
     with talk.ask(question) as stream:
         _speak(stream)
+        talk.heard(stream.text, stream.response_id)
     typer.echo(_signature(stream), err=True)
 
 
@@ -153,7 +185,8 @@ def _signature(stream: "ChatStream") -> str:
 
 
 def _converse(talk: Conversation) -> None:
-    typer.echo(HELP, err=True)
+    if sys.stdin.isatty():
+        typer.echo(HELP, err=True)
     while True:
         try:
             line = _next_line()
@@ -170,7 +203,8 @@ def _next_line() -> str:
     if sys.stdin.isatty():
         import readline  # noqa: F401  # line editing and history for input()
 
-    return input("> ").strip()
+        return input("> ").strip()
+    return input().strip()
 
 
 def _turn(talk: Conversation, line: str) -> None:
@@ -178,36 +212,69 @@ def _turn(talk: Conversation, line: str) -> None:
     from plaudit import AuthenticationError, ConfigurationError, PermissionDeniedError, PlauditError
 
     try:
-        if line == "/new":
-            talk.restart()
+        if line[0] == "/":
+            _obey(talk, *_split(line))
         elif line[0] in "+-" and line[1:2] in ("", " "):
-            _rate_last(talk, line)
+            _obey(talk, "/up" if line[0] == "+" else "/down", line[1:].strip())
         else:
             _answer(talk, line)
     except (AuthenticationError, PermissionDeniedError, ConfigurationError):
         raise  # the next turn would fail alike
     except PlauditError as error:
-        complain(one_line(error))
+        _fail(talk, one_line(error))
+
+
+def _split(line: str) -> tuple[str, str]:
+    command, _, rest = line.partition(" ")
+    return command, rest.strip()
 
 
 def _answer(talk: Conversation, line: str) -> None:
+    if talk.as_json:
+        typer.echo(json_line(talk.ask_whole(line)))
+        return
     with talk.ask(line) as stream:
         try:
             _speak(stream)
         except KeyboardInterrupt:
             typer.echo(" … stopped")
         finally:
-            talk.heard(stream)
+            talk.heard(stream.text, stream.response_id)
     typer.echo(_signature(stream), err=True)
 
 
-def _rate_last(talk: Conversation, line: str) -> None:
-    if talk.last_id is None:
-        complain("there is no answer to rate yet")
-        return
-    thumb, comment = "up" if line[0] == "+" else "down", line[1:].strip() or None
-    kept = talk.client.feedback.create(talk.last_id, thumb, comment=comment, end_user=talk.end_user)
-    typer.echo(_receipt(kept), err=True)
+def _obey(talk: Conversation, command: str, rest: str) -> None:
+    """What begins with a slash."""
+    if command == "/new":
+        talk.restart()
+    elif command == "/help":
+        typer.echo(HELP, err=True)
+    elif command in ("/tags", "/correct") and not rest:
+        _fail(talk, f"{command}: say what")
+    elif (said := _said(command, rest)) is None:
+        _fail(talk, f"there is no {command}; /help lists what there is")
+    elif (kept := talk.rate(**said)) is None:
+        _fail(talk, "there is no answer to rate yet")
+    else:
+        typer.echo(json_line(kept) if talk.as_json else _receipt(kept), err=not talk.as_json)
+
+
+def _said(command: str, rest: str) -> dict[str, Any] | None:
+    """A rating as `feedback.create` takes it; None for a command that is none."""
+    comment = {"comment": rest} if rest else {}
+    ratings: dict[str, dict[str, Any]] = {
+        "/up": {"value": "up", **comment},
+        "/down": {"value": "down", **comment},
+        "/retract": {"value": None},
+        "/tags": {"tags": rest.replace(",", " ").split()},
+        "/correct": {"correction": rest},
+    }
+    return ratings.get(command)
+
+
+def _fail(talk: Conversation, why: str) -> None:
+    talk.failed = True
+    complain(why)
 
 
 def _receipt(kept: "Feedback") -> str:

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli._session import JsonFlag, print_json, print_table, session_of
+from plaudit.cli._session import JsonFlag, listing_group, print_done, print_json, print_listing, session_of
 
 if TYPE_CHECKING:
     from plaudit.wire.ops import Key
-
-keys = typer.Typer(help="API keys.", invoke_without_command=True)
 
 
 class RoleName(StrEnum):
@@ -24,23 +22,15 @@ class RoleName(StrEnum):
     admin = "admin"
 
 
-@keys.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """API keys."""
-    if ctx.invoked_subcommand is None:
-        list_keys(ctx, as_json=as_json)
-
-
-@keys.command("list")
 def list_keys(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """All keys, without their secrets."""
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = list(client.keys.iterate(limit=100))
-    if session.as_json:
-        print_json(found)
-        return
-    print_table(("id", "name", "roles", "begins with", "created", "revoked"), map(_row, found), empty="No keys.")
+    print_listing(session, found, ("id", "name", "roles", "begins with", "created", "revoked"), _row, empty="No keys.")
+
+
+keys = listing_group("API keys.", list_keys)
 
 
 @keys.command("create")
@@ -67,7 +57,7 @@ def revoke_key(ctx: typer.Context, key_id: str, as_json: JsonFlag = False) -> No
     session = session_of(ctx, as_json)
     with session.client() as client:
         gone = client.keys.revoke(key_id)
-    print_json(gone) if session.as_json else typer.echo(f"{gone.id} is revoked")
+    print_done(session, gone, f"{gone.id} is revoked")
 
 
 def _row(key: "Key") -> tuple[str, ...]:

@@ -4,33 +4,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli._session import JsonFlag, print_json, print_table, session_of
+from plaudit.cli._complete import replica_names
+from plaudit.cli._session import JsonFlag, listing_group, print_done, print_listing, session_of
 
 if TYPE_CHECKING:
     from plaudit.wire.ops import Replica
 
-replicas = typer.Typer(help="Engine replicas.", invoke_without_command=True)
-
-Name = Annotated[str, typer.Argument(help="Such as engine-1.")]
+Name = Annotated[str, typer.Argument(help="Such as engine-1.", autocompletion=replica_names)]
 
 
-@replicas.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Engine replicas."""
-    if ctx.invoked_subcommand is None:
-        list_replicas(ctx, as_json=as_json)
-
-
-@replicas.command("list")
 def list_replicas(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """All replicas, as the server sees them."""
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = client.replicas.list().data
-    if session.as_json:
-        print_json(found)
-        return
-    print_table(("name", "state", "holds", "in flight", "address", "detail"), map(_row, found), empty="No replicas.")
+    columns = ("name", "state", "holds", "in flight", "address", "detail")
+    print_listing(session, found, columns, _row, empty="No replicas.")
+
+
+replicas = listing_group("Engine replicas.", list_replicas)
 
 
 @replicas.command("add")
@@ -43,7 +35,7 @@ def add_replica(
     session = session_of(ctx, as_json)
     with session.client() as client:
         added = client.replicas.add(url)
-    print_json(added) if session.as_json else typer.echo(f"{added.name} is on the list: {added.url}")
+    print_done(session, added, f"{added.name} is on the list: {added.url}")
 
 
 @replicas.command("drain")
@@ -52,12 +44,8 @@ def drain_replica(ctx: typer.Context, name: Name, as_json: JsonFlag = False) -> 
     session = session_of(ctx, as_json)
     with session.client() as client:
         draining = client.replicas.drain(name)
-    if session.as_json:
-        print_json(draining)
-        return
-    typer.echo(
-        f"{draining.name} is draining, {draining.in_flight} in flight; `plaudit replicas` says when it is drained"
-    )
+    told = f"{draining.name} is draining, {draining.in_flight} in flight; `plaudit replicas` says when it is drained"
+    print_done(session, draining, told)
 
 
 @replicas.command("remove")
@@ -66,7 +54,7 @@ def remove_replica(ctx: typer.Context, name: Name, as_json: JsonFlag = False) ->
     session = session_of(ctx, as_json)
     with session.client() as client:
         gone = client.replicas.remove(name)
-    print_json(gone) if session.as_json else typer.echo(f"{gone.name} is off the list")
+    print_done(session, gone, f"{gone.name} is off the list")
 
 
 def _row(one: "Replica") -> tuple[str, ...]:

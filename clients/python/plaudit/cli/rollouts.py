@@ -1,22 +1,40 @@
 """`plaudit rollouts`."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli._session import JsonFlag, figure, print_facts, print_json, print_table, session_of
+from plaudit.cli._complete import rollout_ids, version_names
+from plaudit.cli._session import (
+    JsonFlag,
+    figure,
+    listing_group,
+    print_facts,
+    print_json,
+    print_listing,
+    print_table,
+    session_of,
+)
 
 if TYPE_CHECKING:
     from plaudit import Plaudit
-    from plaudit.wire.rollouts import ArmReport, GuardrailReport, Rollout, RolloutStep
+    from plaudit.wire.rollouts import ArmReport, GuardrailReport, Guardrails, Rollout, RolloutStep
 
-rollouts = typer.Typer(help="Rollouts: a candidate on a share of users, judged by their votes.")
-
-RolloutId = Annotated[str | None, typer.Argument(help="Else the newest rollout.")]
+RolloutId = Annotated[str | None, typer.Argument(help="Else the newest rollout.", autocompletion=rollout_ids)]
 Reason = Annotated[str | None, typer.Option(help="Kept in the audit log.")]
 
+GUARDRAILS = ("errors", "ttft", "length", "refusals")
+"""The names of `plaudit.wire.rollouts.GuardrailName`; a test keeps the two alike."""
 
-@rollouts.command("list")
+
+class Breach(StrEnum):
+    """What a guardrail that fires does."""
+
+    rollback = "rollback"
+    hold = "hold"
+
+
 def list_rollouts(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many to show.")] = 20,
@@ -26,21 +44,26 @@ def list_rollouts(
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = client.rollouts.list(limit=limit).data
-    if session.as_json:
-        print_json(found)
-        return
     columns = ("rollout", "candidate", "against", "state", "share", "began", "reason")
-    print_table(columns, map(_row, found), empty="No rollouts yet. `plaudit rollouts start v2` begins one.")
+    print_listing(session, found, columns, _row, empty="No rollouts yet. `plaudit rollouts start v2` begins one.")
+
+
+rollouts = listing_group("Rollouts: a candidate on a share of users, judged by their votes.", list_rollouts)
 
 
 @rollouts.command("start")
 def start(
     ctx: typer.Context,
-    candidate: Annotated[str, typer.Argument(help="A proven version, such as v42.")],
+    candidate: Annotated[str, typer.Argument(help="A proven version, such as v42.", autocompletion=version_names)],
     *,
     step: Annotated[
         list[str] | None, typer.Option(help="Share of users, or SHARE:SECONDS for at least so long. May be repeated.")
     ] = None,
+    guardrail: Annotated[
+        list[str] | None, typer.Option(help="NAME=BOUND or NAME=off: errors, ttft, length, refusals. May be repeated.")
+    ] = None,
+    guardrail_users: Annotated[int | None, typer.Option(help="Users an arm before a guardrail is judged.")] = None,
+    on_breach: Annotated[Breach | None, typer.Option(help="What a guardrail that fires does; else rollback.")] = None,
     min_raters: Annotated[int | None, typer.Option(help="Raters an arm before a promotion.")] = None,
     max_duration: Annotated[float | None, typer.Option(help="Seconds after which it ends undecided.")] = None,
     auto_promote: Annotated[bool, typer.Option(help="Promote without a person.")] = False,
@@ -50,6 +73,7 @@ def start(
 ) -> None:
     """Begin a rollout. Without --step: 5 %, 20 %, then 50 % of users, each for an hour at least."""
     steps = [_step(text) for text in step or ("0.05", "0.2", "0.5")]
+    guardrails = _guardrails(guardrail or [], guardrail_users, on_breach)
     session = session_of(ctx, as_json)
     with session.client() as client:
         rollout = client.rollouts.start(
@@ -57,6 +81,7 @@ def start(
             steps,
             min_raters=min_raters,
             max_duration=max_duration,
+            guardrails=guardrails,
             auto_promote=auto_promote,
             auto_rollback=auto_rollback,
             reason=reason,
@@ -126,6 +151,26 @@ def _step(text: str) -> "RolloutStep":
         raise typer.BadParameter(f"{text!r} is no step: a share up to 0.95, such as 0.2 or 0.2:3600") from None
 
 
+def _guardrails(bounds: list[str], min_users: int | None, on_breach: Breach | None) -> "Guardrails | None":
+    """What was given of them; the server knows the rest. None where nothing was."""
+    from pydantic import ValidationError
+
+    from plaudit.wire.rollouts import Guardrails
+
+    given: dict[str, object] = {} if min_users is None else {"min_users": min_users}
+    given |= {} if on_breach is None else {"on_breach": on_breach.value}
+    for text in bounds:
+        name, _, bound = text.partition("=")
+        if name not in GUARDRAILS or not bound:
+            raise typer.BadParameter(f"{text!r} is no guardrail: {', '.join(GUARDRAILS)}, each =BOUND or =off")
+        given[name] = None if bound == "off" else bound
+    try:
+        return Guardrails.model_validate(given) if given else None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise typer.BadParameter(f"guardrail {problem['loc'][0]}: {problem['msg']}") from None
+
+
 def _print(rollout: "Rollout", *, as_json: bool) -> None:
     if as_json:
         print_json(rollout)
@@ -150,6 +195,7 @@ def _facts(rollout: "Rollout") -> list[tuple[str, str]]:
         ("candidate", f"{rollout.candidate} against {rollout.stable}"),
         ("state", rollout.state),
         ("share", f"{100 * rollout.weight:g} % (step {rollout.step + 1} of {len(rollout.steps)})"),
+        ("guardrails", _bounds(rollout)),
         ("reason", rollout.reason or ""),
     ]
     if report is None:
@@ -164,6 +210,14 @@ def _facts(rollout: "Rollout") -> list[tuple[str, str]]:
         ("difference", points),
         ("users fall", f"{ratio} ({figure(report.sample_ratio_e_value)} to 1)"),
     ]
+
+
+def _bounds(rollout: "Rollout") -> str:
+    """What its guardrails allow, and what happens where one fires."""
+    guards = rollout.guardrails
+    bounds = {name: getattr(guards, name) for name in GUARDRAILS}
+    told = ", ".join(f"{name} {'off' if bound is None else f'{bound:g}'}" for name, bound in bounds.items())
+    return f"{told}; from {guards.min_users} users an arm; {guards.on_breach} where one fires"
 
 
 def _row(rollout: "Rollout") -> tuple[str, ...]:

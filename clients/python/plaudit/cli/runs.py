@@ -1,38 +1,35 @@
 """`plaudit runs`."""
 
-import time
+import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plaudit.cli._complete import run_ids
 from plaudit.cli._session import (
     REFUSED,
     JsonFlag,
     Session,
     figure,
+    json_line,
+    listing_group,
     print_facts,
     print_json,
-    print_table,
+    print_listing,
     printable,
     session_of,
 )
 
 if TYPE_CHECKING:
-    from plaudit.wire.training import Run
+    from rich.console import Console
 
-runs = typer.Typer(help="Training runs.", invoke_without_command=True)
+    from plaudit import Plaudit
+    from plaudit.wire.training import Run
 
 WATCH_EVERY_S = 2.0
 
 
-@runs.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Training runs."""
-    if ctx.invoked_subcommand is None:
-        list_runs(ctx, as_json=as_json)
-
-
-@runs.command("list")
 def list_runs(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many to show.")] = 20,
@@ -42,17 +39,17 @@ def list_runs(
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = client.training.runs(limit=limit).data
-    if session.as_json:
-        print_json(found)
-        return
     columns = ("run", "version", "parent", "state", "stage", "progress", "updated", "reason")
-    print_table(columns, map(_row, found), empty="No runs yet. One begins when enough answers have been rated.")
+    print_listing(session, found, columns, row, empty="No runs yet. One begins when enough answers have been rated.")
+
+
+runs = listing_group("Training runs.", list_runs)
 
 
 @runs.command("show")
 def show_run(
     ctx: typer.Context,
-    run_id: str,
+    run_id: Annotated[str, typer.Argument(autocompletion=run_ids)],
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -63,16 +60,47 @@ def show_run(
         if not watch:
             _show(session, run)
             return
-        shown = None
-        while True:
-            line = run.model_dump_json() if session.as_json else _line(run)
-            if line != shown:
-                typer.echo(line)
-                shown = line
-            if run.state != "running":
-                raise typer.Exit(0 if run.state == "published" else REFUSED)
-            (time.sleep if session.clock is None else session.clock.sleep)(WATCH_EVERY_S)
-            run = client.training.run(run_id)
+        seen = _until_end(session, client, run)
+        drawn = sys.stdout.isatty() and not session.as_json
+        run = draw_bar(seen) if drawn else _print_changes(seen, as_json=session.as_json)
+    raise typer.Exit(0 if run.state == "published" else REFUSED)
+
+
+def _until_end(session: Session, client: "Plaudit", run: "Run") -> "Iterator[Run]":
+    """The run, again and again until it has ended; its last state included."""
+    yield run
+    while run.state == "running":
+        session.sleep(WATCH_EVERY_S)
+        run = client.training.run(run.id)
+        yield run
+
+
+def _print_changes(seen: "Iterable[Run]", *, as_json: bool) -> "Run":
+    """A line a change; the run as it ended."""
+    shown = None
+    for run in seen:
+        line = json_line(run) if as_json else _line(run)
+        if line != shown:
+            typer.echo(line)
+            shown = line
+    return run
+
+
+def draw_bar(seen: "Iterable[Run]", console: "Console | None" = None) -> "Run":
+    """A bar that grows in place, and a line at the end; the run as it ended."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(
+        words, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        for run in seen:
+            told = " ".join(part for part in (run.version, run.state, run.stage) if part)
+            bar.update(task, description=printable(told), completed=run.progress or 0.0)
+        bar.console.print(Text(_line(run)))
+    return run
 
 
 def _show(session: Session, run: "Run") -> None:
@@ -98,7 +126,8 @@ def _show(session: Session, run: "Run") -> None:
         print_facts((name, figure(value, 4)) for name, value in sorted(run.metrics.items()))
 
 
-def _row(run: "Run") -> tuple[str, ...]:
+def row(run: "Run") -> tuple[str, ...]:
+    """A run as a line of a table."""
     updated = f"{run.updated_at:%Y-%m-%d %H:%M}"
     progress = _percent(run.progress)
     return (run.id, run.version, run.parent, run.state, run.stage or "", progress, updated, run.reason or "")

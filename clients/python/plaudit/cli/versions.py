@@ -4,38 +4,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli._session import JsonFlag, figure, print_facts, print_json, print_table, session_of
+from plaudit.cli._complete import version_names
+from plaudit.cli._session import (
+    JsonFlag,
+    figure,
+    listing_group,
+    print_done,
+    print_facts,
+    print_json,
+    print_listing,
+    print_table,
+    session_of,
+)
 
 if TYPE_CHECKING:
     from plaudit.wire.versions import Alias, GateCheck, ReplicaProof, Version
 
-versions = typer.Typer(help="Policy versions: why they may serve, or may not.", invoke_without_command=True)
-
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
+Name = Annotated[str, typer.Argument(help="Such as v42.", autocompletion=version_names)]
 
 
-@versions.callback()
-def _default(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Policy versions: why they may serve, or may not."""
-    if ctx.invoked_subcommand is None:
-        list_versions(ctx, as_json=as_json)
-
-
-@versions.command("list")
 def list_versions(ctx: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -> None:
     """The newest versions, those that were refused included."""
     session = session_of(ctx, as_json)
     with session.client() as client:
         found = client.versions.list(limit=limit).data
-    if session.as_json:
-        print_json(found)
-        return
     columns = ("version", "state", "parent", "aliases", "gate", "slope", "records", "created", "reason")
-    print_table(columns, map(_row, found), empty="No versions yet. The base model serves until one is published.")
+    print_listing(session, found, columns, row, empty="No versions yet. The base model serves until one is published.")
+
+
+versions = listing_group("Policy versions: why they may serve, or may not.", list_versions)
 
 
 @versions.command("show")
-def show_version(ctx: typer.Context, name: str, as_json: JsonFlag = False) -> None:
+def show_version(ctx: typer.Context, name: Name, as_json: JsonFlag = False) -> None:
     """One version: its gate, line by line, and its proof, replica by replica."""
     session = session_of(ctx, as_json)
     with session.client() as client:
@@ -56,7 +58,7 @@ def show_version(ctx: typer.Context, name: str, as_json: JsonFlag = False) -> No
 
 def promote(
     ctx: typer.Context,
-    version: Annotated[str, typer.Argument(help="A proven version, such as v42.")],
+    version: Annotated[str, typer.Argument(help="A proven version, such as v42.", autocompletion=version_names)],
     reason: Annotated[str | None, typer.Option(help="Kept in the audit log.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -64,12 +66,17 @@ def promote(
     session = session_of(ctx, as_json)
     with session.client() as client:
         alias = client.versions.promote(version, reason)
-    print_json(alias) if session.as_json else typer.echo(_moved(alias))
+    print_done(session, alias, _moved(alias))
 
 
 def rollback(
     ctx: typer.Context,
-    to: Annotated[str, typer.Option(help="A version, or previous: what was stable before the last move.")] = "previous",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="A version, or previous: what was stable before the last move.", autocompletion=version_names
+        ),
+    ] = "previous",
     reason: Annotated[str | None, typer.Option(help="Kept in the audit log.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonFlag = False,
@@ -82,14 +89,15 @@ def rollback(
             target = points.get("previous", "previous") if to == "previous" else to
             typer.confirm(f"Move stable from {points.get('stable', 'base')} back to {target}?", abort=True, err=True)
         alias = client.rollback(to, reason)
-    print_json(alias) if session.as_json else typer.echo(_moved(alias))
+    print_done(session, alias, _moved(alias))
 
 
 def _moved(alias: "Alias") -> str:
     return f"{alias.name} is {alias.version}"
 
 
-def _row(version: "Version") -> tuple[str, ...]:
+def row(version: "Version") -> tuple[str, ...]:
+    """A version as a line of a table."""
     return (
         version.name,
         version.state + (" (tainted)" if version.tainted else ""),

@@ -46,6 +46,11 @@ class Resources(Resource[D_co]):
         )
 
     @endpoint
+    def metrics(self) -> Call[str]:
+        """The server's figures in Prometheus' text format."""
+        return Call("GET", "/metrics", lambda reply: reply.body.decode(), headers={"accept": "text/plain"})
+
+    @endpoint
     def rollback(self, to: str = "previous", reason: str | None = None) -> Call[Alias]:
         """Move `stable` back.
 

@@ -81,6 +81,11 @@ class Chat(Resource[D_co]):
         """The names that a request may ask for."""
         return get("/v1/models", Page[ModelCard])
 
+    @endpoint
+    def model(self, name: str) -> Call[ModelCard]:
+        """What one of these names stands for now."""
+        return get(f"/v1/models/{segment(name)}", ModelCard)
+
 
 class Completions(Resource[D_co]):
     """`client.completions`: answers that were stored."""

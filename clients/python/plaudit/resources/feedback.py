@@ -1,11 +1,12 @@
 """What users say and do."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from plaudit._binding import D_co, Resource, endpoint, pages
-from plaudit._core import OMIT, Call, Omit, ask, delete, get, post, segment
+from plaudit._core import OMIT, Call, Omit, Reply, ask, delete, encode, get, post, segment
 from plaudit.wire.base import Page
 from plaudit.wire.chat import Deleted
 from plaudit.wire.feedback import (
@@ -22,8 +23,17 @@ from plaudit.wire.feedback import (
     FeedbackTokenRequest,
     Source,
     Tie,
+    TokenFeedbackRequest,
     WrittenText,
 )
+
+T = TypeVar("T")
+
+
+class TokenVote(Feedback):
+    """A vote given under a token, and the token to change it with."""
+
+    feedback_token: str | None = None
 
 
 class FeedbackVotes(Resource[D_co]):
@@ -42,6 +52,7 @@ class FeedbackVotes(Resource[D_co]):
         end_user: str | None = None,
         source: Source | None = None,
         occurred_at: datetime | None = None,
+        idempotency_key: str | None = None,
     ) -> Call[Feedback]:
         """Rate an answer. A second word for the same (answer, key, end user) replaces the first.
 
@@ -53,6 +64,8 @@ class FeedbackVotes(Resource[D_co]):
             key: what is rated; the server's default is `thumb`.
             correction: the answer as it should have been.
             end_user: whose word it is; the server keeps a keyed hash.
+            idempotency_key: of your own, so that the same request sent again within 24 hours, by another process too,
+                is answered from memory.
 
         Raises:
             NotFoundError: there is no such answer.
@@ -72,7 +85,7 @@ class FeedbackVotes(Resource[D_co]):
             occurred_at=occurred_at,
             **spoken,
         )
-        return post("/v1/feedback", Feedback, body)
+        return _once(post("/v1/feedback", Feedback, body), idempotency_key)
 
     rate = create
 
@@ -101,6 +114,43 @@ class FeedbackVotes(Resource[D_co]):
         """
         body = ask(FeedbackTokenRequest, response_id=response_id, keys=keys, expires_in=expires_in)
         return post("/v1/feedback/tokens", FeedbackToken, body)
+
+    @endpoint
+    def by_token(
+        self,
+        token: str,
+        value: bool | float | str | Omit | None = OMIT,
+        *,
+        response_id: str | None = None,
+        key: str | None = None,
+        tags: Sequence[str] | None = None,
+        comment: str | None = None,
+        correction: str | None = None,
+    ) -> Call[TokenVote]:
+        """Rate as a browser does, under a token and as the user whom it names. `feedback_token` of the answer is the
+        next one: each key of a token may be used once.
+
+        Args:
+            value: as in `create`.
+            response_id: the token's own answer; refused where it is another.
+
+        Raises:
+            AuthenticationError: the token is forged or expired.
+            PermissionDeniedError: it is for another answer or key.
+            ConflictError: it was used.
+        """
+        spoken = {} if value is OMIT else {"value": value}
+        body = ask(
+            TokenFeedbackRequest,
+            nulls={"value": None} if value is None else None,
+            response_id=response_id,
+            key=key,
+            tags=tags,
+            comment=comment,
+            correction=correction,
+            **spoken,
+        )
+        return Call("POST", f"/v1/feedback/t/{segment(token)}", _token_vote, body=encode(body))
 
     @endpoint
     def list(
@@ -148,6 +198,7 @@ class Comparisons(Resource[D_co]):
         tie: Tie | None = None,
         end_user: str | None = None,
         source: Source | None = None,
+        idempotency_key: str | None = None,
     ) -> Call[Comparison]:
         """Say that one answer is better than another to the same prompt.
 
@@ -156,9 +207,10 @@ class Comparisons(Resource[D_co]):
             rejected: likewise.
             tie: `good` or `bad`: neither is better, both are this.
             source: whose judgement it is; a `user` who is named may compare only answers of their own.
+            idempotency_key: of your own, as for feedback.
         """
         body = ask(ComparisonRequest, chosen=chosen, rejected=rejected, tie=tie, end_user=end_user, source=source)
-        return post("/v1/comparisons", Comparison, body)
+        return _once(post("/v1/comparisons", Comparison, body), idempotency_key)
 
 
 class Events(Resource[D_co]):
@@ -184,6 +236,16 @@ class Events(Resource[D_co]):
             occurred_at=occurred_at,
         )
         return post("/v1/events", Event, body)
+
+
+def _once(call: Call[T], key: str | None) -> Call[T]:
+    return call if key is None else replace(call, headers={"idempotency-key": key})
+
+
+def _token_vote(reply: Reply) -> TokenVote:
+    vote = TokenVote.model_validate_json(reply.body)
+    following = reply.headers.get("x-feedback-token")
+    return vote if following is None else vote.model_copy(update={"feedback_token": following})
 
 
 def _row(item: FeedbackRequest | Mapping[str, Any]) -> dict[str, Any]:

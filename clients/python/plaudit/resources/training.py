@@ -39,13 +39,19 @@ class Training(Resource[D_co]):
         max_records: int | None = None,
         min_records: int | None = None,
         lease_seconds: float | None = None,
+        max_prompts: int | None = None,
     ) -> Call[Batch]:
         """Lease feedback to learn from; state `insufficient_data` says what is missing.
 
         A worker that still holds a live lease gets that one again, `resumed`.
         """
         body = ask(
-            LeaseRequest, worker=worker, max_records=max_records, min_records=min_records, lease_seconds=lease_seconds
+            LeaseRequest,
+            worker=worker,
+            max_records=max_records,
+            min_records=min_records,
+            lease_seconds=lease_seconds,
+            max_prompts=max_prompts,
         )
         return post("/v1/batches:lease", Batch, body)
 
@@ -76,9 +82,26 @@ class Training(Resource[D_co]):
         return post(f"/v1/batches/{segment(batch_id)}:fail", LeaseState, body)
 
     @endpoint
-    def create_run(self, batch_id: str, worker: str, *, config: Mapping[str, Any] | None = None) -> Call[Run]:
-        """Begin a run on a leased batch. The same batch always gives the same run and version name."""
-        return post("/v1/training/runs", Run, ask(RunCreate, batch_id=batch_id, worker=worker, config=config))
+    def create_run(
+        self,
+        batch_id: str | None,
+        worker: str,
+        *,
+        parent: str | None = None,
+        lease_seconds: float | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Call[Run]:
+        """Begin a run on a leased batch. The same batch always gives the same run and version name.
+
+        Args:
+            batch_id: None for a run that learns from no feedback.
+            parent: only without a batch: the version it starts from; else the stable one.
+            lease_seconds: only without a batch: how long the empty batch made for it is leased.
+        """
+        body = ask(
+            RunCreate, batch_id=batch_id, worker=worker, parent=parent, lease_seconds=lease_seconds, config=config
+        )
+        return post("/v1/training/runs", Run, body)
 
     @endpoint
     def update_run(

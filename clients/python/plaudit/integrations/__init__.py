@@ -1,0 +1,1 @@
+"""Helpers for other libraries. Each module needs the library that it is named after, and nothing here imports one."""
