@@ -10,7 +10,7 @@ if ! node_ok; then
   exit 3
 fi
 
-for package in typescript; do
+for package in typescript widget; do
   (
     cd "$package"
     exec 9>.lock && flock 9 # two test workers, one installation
