@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
-.PHONY: help setup run test check fix unit integration contract e2e demo bench bench-rollout chaos lock clean
+.PHONY: help setup run test check fix unit integration contract clients browser e2e demo bench bench-rollout chaos lock clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ setup: $(INSTALLED) ## create .venv and install the locked stack (GPU where nvid
 run: setup ## start engine, server and trainer; Ctrl-C stops all three
 	@$(PY) -m plaudit_server up
 
-test: check unit integration contract e2e ## everything CI runs
+test: check unit integration contract clients e2e ## everything CI runs
 
 check: setup ## format, lint, types, layers
 	$(PY) -m ruff format --check .
@@ -39,6 +39,12 @@ integration: setup ## SQLite, ASGI, files
 
 contract: setup ## light import, OpenAPI drift, documented settings, containers
 	$(PARALLEL) tests/contract
+
+clients: setup ## TypeScript packages: npm ci, type check, build, tests against the real server (needs Node >= 20)
+	$(PY) -m pytest tests/clients
+
+browser: setup ## the web component in real Chromium (needs Node >= 20, chromium, playwright); not part of make test
+	$(PY) -m pytest tests/browser
 
 e2e: setup ## real vLLM, real model, real processes
 	$(PY) -m pytest tests/e2e -m "e2e and not slow"
