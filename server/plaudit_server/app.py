@@ -10,7 +10,18 @@ from plaudit_server.access_log import AccessLog
 from plaudit_server.cross_origin import CrossOrigin
 from plaudit_server.engine.base import Engine
 from plaudit_server.middleware import RequestShield, install_error_handlers
-from plaudit_server.routes import chat, feedback, governance, ops, replicas, rollouts, signals, training, versions
+from plaudit_server.routes import (
+    chat,
+    feedback,
+    governance,
+    ops,
+    pages,
+    replicas,
+    rollouts,
+    signals,
+    training,
+    versions,
+)
 from plaudit_server.routes.ops import RELEASE
 from plaudit_server.services import open_services
 from plaudit_server.settings import Settings
@@ -81,6 +92,7 @@ def create_app(
         app.include_router(each.router)
     app.include_router(feedback.token_router)
     app.include_router(ops.open_router)
+    app.include_router(pages.pages_router())
     return app
 
 
