@@ -284,6 +284,8 @@ export interface paths {
         /**
          * Prefer one answer
          * @description One answer preferred to another on the same prompt.
+         *
+         *     Where a chat named its user, there is no such answer for another one (for an annotator there is: `source`).
          */
         post: operations["compare_v1_comparisons_post"];
         delete?: never;
@@ -1205,6 +1207,13 @@ export interface components {
             end_user?: string | null;
             /** Rejected */
             rejected: string | components["schemas"]["WrittenText"];
+            /**
+             * Source
+             * @description a user compares answers of their own, others anybody's
+             * @default user
+             * @enum {string}
+             */
+            source?: "user" | "annotator" | "implicit" | "system";
             /** Tie */
             tie?: ("good" | "bad") | null;
         };
