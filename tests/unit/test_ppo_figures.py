@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -242,3 +243,17 @@ def test_a_last_step_beyond_the_ceiling_is_taken_back() -> None:
     assert len(log.steps) == 1 and log.steps[0]["ppo/kl"] < 1e-6
     assert result.metrics["ppo/stopped_by_ceiling"] == 1
     assert result.metrics["ppo/kl"] < 0.5
+
+
+def test_a_minibatch_that_alone_lies_beyond_the_ceiling_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token that base found likely and the policy does not explodes a minibatch's estimate: all rows decide."""
+    backbone, minibatches, plainly = tiny_backbone(), [], ppo.accumulate_gradient
+
+    def with_an_outlier(*given: Any, **named: Any) -> dict[str, float]:
+        minibatches.append(plainly(*given, **named))
+        return minibatches[-1] | ({"kl": 1e6} if len(minibatches) == 2 else {})
+
+    monkeypatch.setattr(ppo, "accumulate_gradient", with_an_outlier)
+    result, log = trained(backbone, sampled(backbone, 32), ppo_epochs=1, minibatch=8, lr=1e-3, kl_ceiling=5.0)
+    assert len(log.steps) == 4 and result.metrics["ppo/stopped_by_ceiling"] == 0
+    assert 0 < log.steps[1]["ppo/kl"] < 5
