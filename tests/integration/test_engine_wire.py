@@ -131,6 +131,33 @@ async def test_a_stream_that_ends_without_saying_so_is_no_whole_answer(tmp_path:
             await all_chunks(stream)
 
 
+@pytest.mark.parametrize("sent", [b"", STREAM, STREAM + piece(EVENT)], ids=["nothing", "its head", "its beginning"])
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_closing_the_client_ends_what_is_under_way(sent: bytes, streamed: bool, tmp_path: Path) -> None:
+    """As when an engine's process is seen to die before its sockets close: nobody may go on waiting for it."""
+
+    async def stalls(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(sent)
+        await asyncio.sleep(30)
+
+    async def asked(wire: PooledWire) -> None:
+        if not streamed:
+            await wire.send("POST", "/v1/x", b"{}", {}, limit_s=None)
+            return
+        async for _ in await wire.open("/v1/x", b"{}", {}):
+            pass
+
+    async with upstream(tmp_path, stalls) as (server, path):
+        wire = PooledWire(f"unix://{path}")
+        asking = asyncio.create_task(asked(wire))
+        await until(lambda: server.connections == 1)
+        await asyncio.sleep(0.05)  # what was sent is read
+        await wire.aclose()
+        async with asyncio.timeout(2):
+            with pytest.raises(Unreachable):
+                await asking
+
+
 async def test_closing_a_stream_hangs_up(tmp_path: Path) -> None:
     async def endless(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(STREAM)

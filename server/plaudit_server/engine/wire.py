@@ -5,6 +5,7 @@ more, and this is on the path of every chat.
 """
 
 import contextlib
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,7 @@ class Wire(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections. What is under way ends with Unreachable."""
         ...
 
 
@@ -81,6 +82,7 @@ class PooledWire:
         self._base = "http://engine" if self._socket else url.rstrip("/")
         self._addresses: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._under_way: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
 
     async def send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, limit_s: float | None
@@ -91,6 +93,7 @@ class PooledWire:
             async with self._http().request(
                 method, self._address(path), data=body, headers=headers, timeout=limit
             ) as reply:
+                self._under_way.add(reply)
                 return Reply(reply.status, await reply.read())
         except _FAILURES as error:
             raise _failure(error) from error
@@ -98,12 +101,19 @@ class PooledWire:
     async def open(self, path: str, body: bytes, headers: Mapping[str, str]) -> "PooledStream":
         """A POST whose answer is read piece by piece; see `Wire.open`."""
         try:
-            return PooledStream(await self._http().post(self._address(path), data=body, headers=headers))
+            reply = await self._http().post(self._address(path), data=body, headers=headers)
         except _FAILURES as error:
             raise _failure(error) from error
+        self._under_way.add(reply)
+        return PooledStream(reply)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; whoever still reads from one is told Unreachable."""
+        for reply in list(self._under_way):
+            # aiohttp closes its sockets without a word to those who read: they would wait for ever.
+            if not reply.content.is_eof():
+                reply.content.set_exception(aiohttp.ClientConnectionError("closed"))
+                reply.close()
         if self._session is not None:
             await self._session.close()
 
