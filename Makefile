@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
-PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
 
 .PHONY: help setup pages pages-test run test check fix unit integration contract clients browser e2e demo bench bench-rollout chaos lock clean
 
@@ -55,7 +55,7 @@ browser: setup ## the web component in real Chromium (needs Node >= 20, chromium
 	$(PY) -m pytest tests/browser
 
 e2e: setup ## real vLLM, real model, real processes
-	$(PY) -m pytest tests/e2e -m "e2e and not slow"
+	$(PY) -m pytest tests/e2e -m "e2e and not slow" --durations=12
 
 demo: setup ## simulated users with stated tastes; the trainer learns them; about 10 minutes a taste on 2 cores
 	$(PY) -m benchmarks.demo

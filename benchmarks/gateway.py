@@ -201,6 +201,8 @@ def ours(bench: Bench) -> Arm:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PLAUDIT_")}
         env |= {"PLAUDIT_DATA": str(data), "PLAUDIT_PORT": str(port), "PLAUDIT_MODEL": str(model)}
         env |= {"PLAUDIT_ENGINE_URLS": f"unix://{mock['uds']}", "PLAUDIT_CONSENT_DEFAULT": "granted"}
+        # The limits are counted, as in production, and never reached.
+        env |= {f"PLAUDIT_CHATS_PER_MINUTE_{whose}": "100000000" for whose in ("KEY", "USER")}
         process = bench.start(f"ours-{name}", [sys.executable, "-m", "plaudit_server", "serve"], env=env)
         wait_for(port, "/readyz", process)
         arm.keys[name] = make_key(port, (data / "admin.key").read_text().strip())

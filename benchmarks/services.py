@@ -24,10 +24,23 @@ PROBE_PROMPTS, PROBE_TOKENS = 24, 48
 """About what the trainer's probes hold: at least 1,024 tokens."""
 
 
+WITHOUT_LIMITS = {
+    f"PLAUDIT_{name}": "0"
+    for name in (
+        "CHATS_PER_MINUTE_KEY",
+        "CHATS_PER_MINUTE_USER",
+        "FEEDBACK_PER_MINUTE_KEY",
+        "FEEDBACK_PER_MINUTE_USER",
+        "MAX_PENDING_CHATS_KEY",
+    )
+}
+"""The limits of one key and one user, which the load of a benchmark, all of it by one key, would run into."""
+
+
 @contextlib.contextmanager
 def gateway(data: Path, model: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """`plaudit_server serve` on a data folder of its own, ready."""
-    stack = Stack(data, model=model, environment=environment)
+    stack = Stack(data, model=model, environment={**WITHOUT_LIMITS, **(environment or {})})
     data.mkdir(parents=True, exist_ok=True)
     stack.start("server")
     try:
@@ -43,7 +56,7 @@ def whole_service(data: Path, model: Path, environment: Mapping[str, str] | None
 
     The stack that is given only knows the address and the key; it started none of the processes.
     """
-    stack = Stack(data, model=model, environment=environment)
+    stack = Stack(data, model=model, environment={**WITHOUT_LIMITS, **(environment or {})})
     data.mkdir(parents=True, exist_ok=True)
     with (data / "up.log").open("wb") as log:
         process = subprocess.Popen(
@@ -66,9 +79,11 @@ def whole_service(data: Path, model: Path, environment: Mapping[str, str] | None
 
 
 @contextlib.asynccontextmanager
-async def vllm(base: Path, folder: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[str]:
-    """vLLM as Plaudit starts it, but on a port of this machine; gives its address."""
-    port = free_port()
+async def vllm(
+    base: Path, folder: Path, environment: Mapping[str, str] | None = None, *, port: int | None = None
+) -> AsyncIterator[str]:
+    """vLLM as Plaudit starts it, but on a port of this machine (a free one unless given); gives its address."""
+    port = port or free_port()
 
     def launch(settings: Settings, base: Path, private: Path) -> Launch:
         made = launch_vllm(settings, base, private)

@@ -49,16 +49,6 @@ GROWTH = 0.10
 READY_S = 240.0
 ENDED_S = 60.0
 """An answer of a few tokens takes seconds, even from a replica that is starting; what takes longer hangs."""
-WITHOUT_LIMITS = {
-    f"PLAUDIT_{name}": "0"
-    for name in (
-        "CHATS_PER_MINUTE_KEY",
-        "CHATS_PER_MINUTE_USER",
-        "FEEDBACK_PER_MINUTE_KEY",
-        "FEEDBACK_PER_MINUTE_USER",
-        "MAX_PENDING_CHATS_KEY",
-    )
-}
 
 
 @dataclass(slots=True)
@@ -325,7 +315,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run it; the figures."""
     model = args.model or ensure_model(Settings())
-    environment = {"PLAUDIT_ENGINE_KV_CACHE_GIB": "1", **WITHOUT_LIMITS}
+    environment = {"PLAUDIT_ENGINE_KV_CACHE_GIB": "1"}
     with gateway(folder, model, environment) as stack:
         run = Soak(stack, clients=args.clients, tokens=args.tokens, kill_every=args.kill_every, seed=args.seed)
         found = asyncio.run(run.run(model, args.minutes))
