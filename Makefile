@@ -55,7 +55,7 @@ browser: setup ## the web component in real Chromium (needs Node >= 20, chromium
 	$(PY) -m pytest tests/browser
 
 e2e: setup ## real vLLM, real model, real processes
-	$(PY) -m pytest tests/e2e -m "e2e and not slow" --durations=12
+	$(PY) -m pytest tests/e2e --durations=12
 
 demo: setup ## simulated users with stated tastes; the trainer learns them; about 10 minutes a taste on 2 cores
 	$(PY) -m benchmarks.demo

@@ -9,7 +9,8 @@ engine is killed with SIGKILL. In the end, all must hold:
 - every vote that was acknowledged is in the store, with its value;
 - the engine holds the adapters that the gateway believes in, by name and in its workers, and nothing else;
 - at rest the gateway has as many open files as it had before the load, but for a few connections of its pools;
-- within the longest life of each process, memory in the last third of it is where it was in the middle one.
+- within the longest life of each process, if it was five minutes or more, memory in the last third of it is where it
+  was in the middle one.
 
 Chats may fail while something is dead; a 500 never may.
 """
@@ -46,6 +47,9 @@ SPARE_FILES = 24
 """Connections that pools may keep open."""
 GROWTH = 0.10
 """Of a process's memory, between the middle and the last third of its longest life; allocators are no precise gauge."""
+LOOK_S = 5.0
+TELLING_LIFE = 60
+"""Looks at a process, five minutes of them: before that it still warms up."""
 READY_S = 240.0
 ENDED_S = 60.0
 """An answer of a few tokens takes seconds, even from a replica that is starting; what takes longer hangs."""
@@ -108,7 +112,7 @@ class Soak:
             await asyncio.sleep(3)
             self.idle_files = self._server().num_fds()
             loops = {f"client {number}": self._client(http, number) for number in range(self.clients)}
-            loops |= {"operator": self._every(2, lambda: self._deed(http)), "gauge": self._every(5, self._look)}
+            loops |= {"operator": self._every(2, lambda: self._deed(http)), "gauge": self._every(LOOK_S, self._look)}
             loops |= {"killer": self._killer()}
             tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
             await self._watch(tasks, 60 * minutes)
@@ -289,9 +293,9 @@ class Soak:
 
 
 def growth(values: Sequence[float]) -> float:
-    """Relative growth of the median from the middle third to the last; 0 of fewer than nine values."""
+    """Relative growth of the median from the middle third to the last; 0 of a life too short to tell a leak by."""
     third = len(values) // 3
-    if third < 3:
+    if len(values) < TELLING_LIFE:
         return 0.0
     middle, last = statistics.median(values[third : 2 * third]), statistics.median(values[2 * third :])
     return round(last / middle - 1, 4)
