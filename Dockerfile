@@ -1,6 +1,13 @@
 # Two targets from one base: `server` (with vLLM as its child) and `trainer`.
 #   docker build --target server .                       GPU
 #   docker build --target server --build-arg STACK=cpu . CPU
+FROM node:22-bookworm-slim AS pages
+WORKDIR /app/clients/web
+COPY clients/web/package.json clients/web/package-lock.json ./
+RUN npm ci --no-audit --no-fund
+COPY clients/web/ ./
+RUN npm run build
+
 FROM python:3.11-slim-bookworm AS base
 ARG STACK=gpu
 # A C compiler: Triton and torch.compile build kernels at run time. libnuma: vLLM's CPU worker binds memory with it.
@@ -13,6 +20,7 @@ COPY requirements/ requirements/
 COPY clients/python/ clients/python/
 COPY server/ server/
 COPY trainer/ trainer/
+COPY --from=pages /app/server/plaudit_server/pages/ server/plaudit_server/pages/
 RUN PLAUDIT_STACK=${STACK} requirements/install.sh
 RUN useradd --uid 10001 --create-home plaudit && mkdir /data && chown plaudit /data
 USER plaudit
