@@ -77,7 +77,8 @@ async def gateways(args: argparse.Namespace, scratch: Path, model: Path) -> Asyn
 async def measure(args: argparse.Namespace, stacks: Sequence[Stack], model: Path) -> list[Rollback]:
     """Make a good and a bad version, then roll back from the bad one, again and again."""
     async with contextlib.AsyncExitStack() as opened:
-        operators = [Operator(await opened.enter_async_context(open_client(s.url, s.key()))) for s in stacks]
+        key = stacks[0].key()  # one database, one set of keys
+        operators = [Operator(await opened.enter_async_context(open_client(s.url, key))) for s in stacks]
         first = operators[0]
         real = args.engine == "vllm"
         sequences = await first.draw(questions()[:PROBE_PROMPTS], PROBE_TOKENS) if real else None
@@ -97,7 +98,7 @@ async def _one(
         await operators[0].promote(bad.name)
     load = Load(
         [stack.url for stack in stacks],
-        [stack.key() for stack in stacks],
+        stacks[0].key(),
         clients=args.clients,
         body=lambda number: chat_body(number, tokens=1, user=f"user-{number}"),
     )

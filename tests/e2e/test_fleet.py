@@ -93,7 +93,8 @@ def test_two_gateways_and_two_replicas(base_model: Path, tmp_path: Path, databas
 async def _play(base: Path, folder: Path, database: str) -> None:
     ports = [free_port(), free_port()]
     async with fleet(base, folder, database, ports) as (one, two), contextlib.AsyncExitStack() as opened:
-        a, b = [await opened.enter_async_context(open_client(s.url, s.key())) for s in (one, two)]
+        key = one.key()  # one database, one set of keys
+        a, b = [await opened.enter_async_context(open_client(s.url, key)) for s in (one, two)]
         operator, other = Operator(a), Operator(b)
         version = await publish(operator, one.data / "versions", base)
         proof = (await operator.until_ready(version.name))["proof"]
