@@ -13,6 +13,8 @@ import uvicorn
 from plaudit_server.protocol import bounded_protocol
 from tests.support.server import HELLO, Harness, listening, serving
 
+pytestmark = pytest.mark.sqlite  # nothing here is the database's affair
+
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
 

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from plaudit_server.settings import Settings
 from tests.support.server import HELLO, Harness, serving
 
+pytestmark = pytest.mark.sqlite  # nothing here is the database's affair
+
 APP = "https://app.example.com"
 EVIL = "https://evil.example"
 CHAT = "/v1/chat/completions"

@@ -10,6 +10,8 @@ import pytest
 from plaudit_server.store import keys
 from tests.support.server import HELLO, make_client, serving
 
+pytestmark = pytest.mark.sqlite  # nothing here is the database's affair
+
 CHAT = "/v1/chat/completions"
 LIMIT = "x-ratelimit-limit-requests"
 REMAINING = "x-ratelimit-remaining-requests"

@@ -20,6 +20,8 @@ from plaudit.cli.exporting import WRITERS, Format
 from plaudit_server.errors import StorageFull
 from tests.support.server import Harness, listening, serving
 
+pytestmark = pytest.mark.sqlite  # nothing here is the database's affair
+
 HOSTILE = '=HYPERLINK("http://evil","x")\u202e<script>'
 
 

@@ -29,6 +29,8 @@ from tests.support.server import HELLO, serving
 from tests.support.streams import each_chunk
 from tests.support.wires import HttpxWire
 
+pytestmark = pytest.mark.sqlite  # nothing here is the database's affair
+
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 MARKER = "Ottoline-Marmalade"
