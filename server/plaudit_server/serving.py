@@ -73,6 +73,7 @@ class Serving:
         self._targets: dict[AliasName, AliasRow] = {}
         self._states: dict[str, VersionState] = {BASE: "ready"}
         self._rows: dict[str, VersionRow] = {}
+        self._stale: set[str] = set()
         self._held: Counter[str] = Counter()
         self._wanted: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
@@ -110,17 +111,19 @@ class Serving:
     async def refresh(self) -> None:
         """Read aliases, states and the rows of versions not seen before, and who is in the fleet."""
         await self._membership.refresh()
+        stale = set(self._stale)
 
         async def read(
             conn: Connection,
         ) -> tuple[dict[AliasName, AliasRow], dict[str, VersionState], Split | None, list[VersionRow]]:
             states = await versions.states(conn)
-            new = [await versions.get(conn, name) for name in states if name not in self._rows]
+            new = [await versions.get(conn, name) for name in states if name not in self._rows or name in stale]
             return await aliases.get_all(conn), states, await rollouts.split(conn), new
 
         self._targets, self._states, self._split, new = await self._database.read(read)
         self._aliases = {name: self._in_force(row) for name, row in self._targets.items()}
         self._rows |= {row.name: row for row in new}
+        self._stale -= stale
 
     def _in_force(self, row: AliasRow) -> AliasRow:
         """What an alias means here. Moved on by another gateway, it follows once this one can answer; back, at once."""
@@ -507,7 +510,7 @@ class Serving:
             self._telemetry.alias_moves.labels("stable", "auto_promote").inc()
 
     async def _reload(self, name: str) -> None:
-        self._rows.pop(name, None)
+        self._stale.add(name)  # and kept meanwhile: what kind it is must be known at every moment
         await self.refresh()
 
     async def _install(self, row: VersionRow, *, keep: set[str]) -> ProofReport:

@@ -182,7 +182,7 @@ async def test_an_answer_that_two_models_have_drawn_says_so_and_has_no_log_proba
         answer = await answering
         assert answer.headers["x-model-version"] == "base"
 
-        (row,) = (await server.admin.get(CHAT)).json()["data"]
+        row = (await server.admin.get(CHAT)).json()["data"][0]
         assert row["sampling"]["also_by"] == [name]
         stored = (await server.services.database.read(_rows))[0]
         assert stored.logprobs is None and stored.segment is None and stored.status == "complete"
