@@ -204,7 +204,7 @@ class StubVllm:
             return sorted(self.tensors)
         if method == "plaudit_weights":
             self.label = args[0] if args else self.label
-            return {"label": self.label}
+            return {"label": self.label, "dtype": "bfloat16"}
         if method == "plaudit_reload":
             return self._reload(Path(args[0]), args[1])
         if method == "plaudit_weight_digests":

@@ -342,6 +342,32 @@ async def test_a_replica_that_goes_away_in_a_swap_comes_back_whole(host: Host, v
     assert held(engine) == ["base"] and not host.first.paused
 
 
+async def test_an_engine_that_dies_of_a_model_comes_up_without_it(host: Host, v1: AdapterRef) -> None:
+    engine = await host.engine()
+    assert (await engine.install(v1)).passed
+    await engine.place(["v1"])
+    answer, deadly = host.first._answer, True
+
+    async def dies(request: httpx.Request) -> httpx.Response:
+        if deadly and b"plaudit_reload" in request.content:
+            host.first.restart()
+            raise httpx.ReadError("died", request=request)
+        return await answer(request)
+
+    host.first._answer = dies  # type: ignore[method-assign]
+    host.first.restart()
+    only(engine).client = host.first.client()
+    await look(engine)
+    assert not engine.is_up()
+    await look(engine)
+    assert held(engine) == ["base"] and engine.is_up()
+
+    deadly = False
+    engine.residency.placement._not_before.clear()
+    await engine.place(["v1"])
+    assert held(engine) == ["v1"]
+
+
 # ---- several replicas
 
 

@@ -14,7 +14,7 @@ from plaudit.wire.versions import Probe, ProbeSequence, ReplicaProof
 from plaudit_server.engine.probe import MIN_SEQUENCES, ProbeResult, ScoredSequence, is_beyond_doubt, judge
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.engine.swap import BASE, Bounds, Replica, SwapRefused
-from plaudit_server.engine.whole_model import WholeModel
+from plaudit_server.engine.whole_model import COMPARED, WholeModel
 from plaudit_server.errors import EngineError, EngineUnavailable
 
 RELOAD_TIMEOUT_S = 300.0
@@ -44,7 +44,8 @@ async def exchange(replica: Replica, new: WholeModel, old: WholeModel, proof: Re
         EngineUnavailable: the replica went away.
     """
     client = replica.reach()
-    await client.call_workers("plaudit_weights", UNDER_WAY)
+    said = await client.call_workers("plaudit_weights", UNDER_WAY)
+    await asyncio.to_thread(_prepare, new, said)
     await client.pause()
     try:
         await _load(client, new, proof)
@@ -58,6 +59,13 @@ async def exchange(replica: Replica, new: WholeModel, old: WholeModel, proof: Re
     await _forget_prefixes(client)
     replica.held_since.append(new.name)
     await client.resume()
+
+
+def _prepare(model: WholeModel, said: Sequence[Any]) -> None:
+    """Compute what will be compared before the pause, which would otherwise be longer by it."""
+    for answer in said:
+        if isinstance(answer, dict) and answer.get("dtype") in COMPARED:
+            model.resident_digests(answer["dtype"])
 
 
 async def _put_back(client: ReplicaClient, old: WholeModel) -> None:

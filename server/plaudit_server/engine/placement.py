@@ -62,6 +62,9 @@ class Placement:
         if known is not None and known.manifest_sha256 != ref.manifest_sha256:
             raise ArtefactRefused(f"{ref.name} was installed with another manifest; a version never changes")
         model = await asyncio.to_thread(check_whole_model, ref, self._base)
+        before = self._models.get(ref.name)
+        if before is not None and before.label == model.label:  # the same bytes, as was just checked
+            model.digests.update(before.digests)
         self._models[ref.name] = model
         return model
 
@@ -202,10 +205,11 @@ class Placement:
         else:  # a replica that outlived this server, or whose swap was interrupted
             replica.weights = None
             await self._base_again(replica)
-        if goal != BASE:
+        if goal != BASE and not self._rests(replica, goal):
+            self.failed(replica, goal)  # should the engine die of it, it comes up without it next time
             proof = await self.bring(replica, await self._model(goal))
-            if not proof.passed:
-                self.failed(replica, goal)
+            if proof.passed:
+                self._not_before.pop((replica.name, goal))
 
     async def _base_again(self, replica: Replica) -> None:
         base = await self._model(BASE)
@@ -230,6 +234,9 @@ class Placement:
         """It is not tried there again for a while."""
         self._not_before[replica.name, name] = time.monotonic() + _TRY_AGAIN_S
 
+    def _rests(self, replica: Replica, name: str) -> bool:
+        return self._not_before.get((replica.name, name), 0) > time.monotonic()
+
     async def settle(self, replicas: Sequence[Replica]) -> list[Replica]:
         """Bring replicas to what is wanted, one after the other; those that were swapped."""
         wanted = [name for name in dict.fromkeys(self.wanted) if self.knows(name)] or [BASE]
@@ -237,7 +244,7 @@ class Placement:
         for place, name in goals([replica.weights for replica in replicas], wanted):
             replica = replicas[place]
             replica.goal = name
-            if replica.weights == name or self._not_before.get((replica.name, name), 0) > time.monotonic():
+            if replica.weights == name or self._rests(replica, name):
                 continue
             proof = await self.bring(replica, await self._model(name))
             if proof.passed:

@@ -36,7 +36,8 @@ _TEMPLATE = "chat_template.jinja"
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
 _VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 _TIED = "lm_head.weight"
-_SIGN = {"float32": ("<u4", 0x8000_0000), "float16": ("<u2", 0x8000), "bfloat16": ("<u2", 0x8000)}
+COMPARED = {"float32": ("<u4", 0x8000_0000), "float16": ("<u2", 0x8000), "bfloat16": ("<u2", 0x8000)}
+"""Types in which weights can be compared: how wide their bits are, and which of them is the sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class WholeModel:
         tensors: by name in the checkpoint; they lie in mapped files.
         probe: None for base, which has no parent to differ from.
         parent: the version that the probe compares with.
+        digests: what `resident_digests` has computed.
     """
 
     name: str
@@ -58,22 +60,22 @@ class WholeModel:
     tensors: Mapping[str, StoredTensor]
     probe: Probe | None = None
     parent: str | None = None
-    _digests: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    digests: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def resident_digests(self, dtype: str) -> dict[str, str]:
         """SHA-256 of each tensor as an engine that computes in `dtype` must hold it; computed once.
 
         Zeros have no sign here: a worker on the CPU reads its matrices back as products, which do not keep it.
         """
-        if dtype not in self._digests:
-            if dtype not in _SIGN:
+        if dtype not in self.digests:
+            if dtype not in COMPARED:
                 raise ArtefactRefused(f"the engine computes in {dtype}, with which weights cannot be compared")
-            self._digests[dtype] = {name: _digest(tensor, dtype) for name, tensor in self.tensors.items()}
-        return self._digests[dtype]
+            self.digests[dtype] = {name: _digest(tensor, dtype) for name, tensor in self.tensors.items()}
+        return self.digests[dtype]
 
 
 def _digest(tensor: StoredTensor, dtype: str) -> str:
-    kind, sign = _SIGN[dtype]
+    kind, sign = COMPARED[dtype]
     bits = np.frombuffer(convert(tensor, dtype), kind)
     return hashlib.sha256(np.where(bits == sign, bits.dtype.type(0), bits).tobytes()).hexdigest()
 

@@ -32,14 +32,16 @@ class AdapterInspector:
         return self.plaudit_adapters()
 
     def plaudit_weights(self, label: str | None = None) -> dict[str, Any]:
-        """Which weights this worker was told to hold: the label of the last reload, empty where there was none.
+        """Which weights this worker was told to hold, and in which type it computes.
+
+        The label is that of the last reload, empty where there was none.
 
         Args:
             label: `?` from the beginning of a swap, so that one that is interrupted can be told.
         """
         if label is not None:
             self._plaudit_label = label
-        return {"label": getattr(self, "_plaudit_label", "")}
+        return {"label": getattr(self, "_plaudit_label", ""), "dtype": worker_weights.dtype(self)}
 
     def plaudit_reload(self, folder: str, label: str) -> dict[str, Any]:
         """Replace the whole model's weights by those in a folder; generation must be paused.

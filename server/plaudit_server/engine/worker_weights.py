@@ -17,6 +17,13 @@ _ROWS = 512
 """Rows of the identity matrix that go through a layer at once."""
 
 
+def dtype(worker: Any) -> str | None:
+    """In which type this worker computes; None where it does not say."""
+    settings = getattr(getattr(worker, "vllm_config", None), "model_config", None)
+    found = getattr(settings, "dtype", None)
+    return None if found is None else str(found).removeprefix("torch.")
+
+
 def reload_from(worker: Any, folder: str) -> None:
     """Replace the weights by those of a Hugging Face folder. The path that vLLM has in its settings stays."""
     if not any(Path(folder).glob("*.safetensors")):
@@ -54,16 +61,30 @@ def digests(worker: Any) -> dict[str, Any]:
 
 
 def _parts(model: Any, packed: dict[str, list[str]]) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """Every parameter under its checkpoint's name; what vLLM has joined (q, k, v) is taken apart again."""
+    """Every parameter under its checkpoint's name; what vLLM has joined (q, k, v) is taken apart again.
+
+    Where there is a packed matrix *and* a parameter (embeddings and output heads), both must be the same: one that is
+    not comes under a name that nobody expects.
+    """
     seen: set[int] = set()
     for name, module in model.named_modules():
         plain = name.replace(".base_layer", "")
         for kind, parameter in module.named_parameters(recurse=False):
             if id(module) in seen or kind.startswith("lora_"):
                 continue
-            tensor = _computed_with(module) if kind == "weight" and hasattr(module, "cpu_linear") else parameter
-            yield from _taken_apart(f"{plain}.{kind}", tensor, module, packed)
+            tensor = parameter
+            if kind == "weight" and hasattr(module, "cpu_linear"):
+                tensor = _computed_with(module)
+                if parameter.numel() and not tensor.equal(parameter):
+                    yield f"{plain}.{kind} (its parameter)", parameter
+            yield from _taken_apart(f"{plain}.{kind}", _without_padding(tensor, module), module, packed)
         seen.add(id(module))
+
+
+def _without_padding(tensor: "torch.Tensor", module: Any) -> "torch.Tensor":
+    """vLLM rounds vocabularies up."""
+    rows = getattr(module, "org_vocab_size", None)
+    return tensor if rows is None else tensor[:rows]
 
 
 def _taken_apart(
