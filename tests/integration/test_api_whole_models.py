@@ -66,6 +66,7 @@ async def test_chats_wait_for_a_swap_and_none_fails(tmp_path: Path) -> None:
 async def test_the_wait_is_bounded(tmp_path: Path) -> None:
     async with serving(tmp_path, swap_wait_s=0.1) as server:
         name = await whole(server)
+        await server.until(lambda: server.engine.held == ["base"])
         server.engine.swap_s = 1.5
         promoting = asyncio.create_task(server.admin.post(f"/v1/versions/{name}/promote"))
         await server.until(lambda: not server.engine.weights())
@@ -80,7 +81,7 @@ async def test_a_whole_model_that_fails_its_probe_never_serves(tmp_path: Path) -
     async with serving(tmp_path) as server:
         server.engine.unproven = {"v1"}
         name = await whole(server, "failed")
-        assert server.engine.held == ["base"]
+        await server.until(lambda: server.engine.held == ["base"])
         assert (await server.admin.post(f"/v1/versions/{name}/promote")).status_code == 409
         assert (await server.chat())["model"] == "policy@base"
 
@@ -110,7 +111,7 @@ async def test_one_beside_the_other_takes_two_replicas(tmp_path: Path) -> None:
         rollout = await server.admin.post("/v1/rollouts", json={"candidate": name, "steps": [{"weight": 0.5}]})
         for refused in (alias, rollout):
             assert refused.status_code == 409 and refused.json()["error"]["code"] == "needs_two_replicas"
-        assert server.engine.held == ["base"]
+        await server.until(lambda: server.engine.held == ["base"])
 
 
 async def test_a_canary_on_two_replicas(tmp_path: Path) -> None:
@@ -175,6 +176,7 @@ async def test_after_the_servers_restart_the_right_whole_model_serves(tmp_path: 
 async def test_an_answer_that_two_models_have_drawn_says_so_and_has_no_log_probabilities(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         name = await whole(server)
+        await server.until(lambda: server.engine.held == ["base"])
         server.engine.token_delay_s = 0.05
         answering = asyncio.create_task(ask(server, stream=True, train=True))
         await asyncio.sleep(0.15)

@@ -152,7 +152,8 @@ def test_a_folder_that_cannot_be_written_is_told(made: Path, out: Path, monkeypa
     assert server.runs["run-1"].state == "failed"
 
 
-def test_a_whole_model_is_no_adapter(made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_probe_is_not_registered(made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "probe.json").unlink()
     report = told(out).model_copy(update={"lora": None, "kind": "model"})
     (out / "tune.json").write_text(report.model_dump_json(), encoding="utf-8")
     with pytest.raises(NotRegistered, match="PLAUDIT_MODEL"):
