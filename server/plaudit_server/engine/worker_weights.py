@@ -118,4 +118,4 @@ def sha256(tensor: "torch.Tensor") -> str:
     import torch
 
     raw = (tensor.detach() + 0.0).cpu().contiguous().view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
