@@ -200,6 +200,34 @@ class Operator:
             "gate": {"passed": True, "checks": []},
         }
 
+    async def reserve_whole(self, version: Made) -> dict[str, Any]:
+        """The request that registers a whole model: its run learns from no feedback."""
+        self._publications += 1
+        given = {"worker": f"benchmark-{self._publications}", "parent": version.parent}
+        run = await self._post("/v1/training/runs", given)
+        if run["version"] != version.name:
+            raise SystemExit(f"the run is {run['version']}, not {version.name}")
+        return {
+            "name": version.name,
+            "kind": "full",
+            "run_id": run["id"],
+            "batch_ids": [run["batch_id"]],
+            "parent": version.parent,
+            "location": version.location,
+            "manifest_sha256": version.manifest_sha256,
+            "outcome": "candidate",
+            "gate": {"passed": True, "checks": []},
+        }
+
+    async def drawn_by_two(self, ids: Sequence[str]) -> list[str]:
+        """Those of these answers whose rows say that another model took over while they were being drawn."""
+        found = []
+        for response_id in ids:
+            answer = await self.http.get(f"/v1/chat/completions/{response_id}")
+            if answer.is_success and answer.json()["sampling"].get("also_by"):
+                found.append(response_id)
+        return found
+
     async def register(self, request: dict[str, Any]) -> None:
         """Publish."""
         await self._post("/v1/versions", request)

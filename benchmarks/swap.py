@@ -1,6 +1,6 @@
 """Does anybody notice a swap? Streaming clients ask without pause while versions are published, proven and promoted.
 
-    python -m benchmarks.swap [--quick] [--swaps 50] [--clients 8] [--engine vllm|fake] [--model FOLDER]
+    python -m benchmarks.swap [--quick] [--swaps 50] [--clients 8] [--engine vllm|fake] [--model FOLDER] [--arm inplace]
 
 Arms: `still` (no swap, the measure of the others), `lanes` (what Plaudit does), `wait` (for contrast: what systems do
 that refuse requests while a training step runs; the refusing is done by the clients here, for `--step-seconds`).
@@ -10,6 +10,8 @@ token or between two. It is mixed when its pieces or headers name two versions, 
 are nearer to those of the version before or after than to those of the version that it names: that is looked at for
 answers which were being given while a promotion happened. Published-to-served goes from the registration's first byte
 to the alias naming the new version, looked at every 50 ms; loading and proving lie in between.
+
+`--arm inplace` measures whole models that take turns on one replica (`benchmarks.swap_in_place`) beside `still`.
 
 The adapters are made before the clients start: the cost of training is `benchmarks.train_beside`'s affair.
 """
@@ -26,6 +28,7 @@ from typing import Any
 from benchmarks.load import Answer, Load, chat_body, open_client, percentile, questions, summary
 from benchmarks.report import machine, write_result
 from benchmarks.services import PROBE_PROMPTS, PROBE_TOKENS, Made, Operator, gateway, make_versions
+from benchmarks.swap_in_place import in_place_figures, make_whole_models, measure_in_place
 from plaudit_server.engine.bundled import ensure_model
 from plaudit_server.settings import Settings
 
@@ -55,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--step-seconds", type=float, help="of a training step, in the arm `wait`")
     parser.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--arm", choices=("lanes", "inplace"), default="lanes")
     args = parser.parse_args()
     args.swaps = args.swaps or (3 if args.quick else 50)
     args.still_seconds = args.still_seconds or (5 if args.quick else 120)
@@ -82,6 +86,21 @@ def _load(args: argparse.Namespace, url: str, key: str) -> Load:
         return chat_body(number, tokens=args.tokens, logprobs=True, return_token_ids=True, user=f"user-{number}")
 
     return Load([url], key, clients=args.clients, body=body)
+
+
+async def measure_whole(args: argparse.Namespace, url: str, key: str, versions: Path, model: Path) -> dict[str, Any]:
+    """The arms `still` and `inplace`, on one gateway with one replica."""
+    async with open_client(url, key) as http:
+        operator = Operator(http)
+        sequences = await operator.draw(questions()[:PROBE_PROMPTS], PROBE_TOKENS)
+        made = await asyncio.to_thread(make_whole_models, versions, model, sequences)
+        still = await _still(args, url, key)
+        answers, took, across = await measure_in_place(
+            lambda: _load(args, url, key).running(), operator, made, swaps=args.swaps, pause_s=args.pause
+        )
+    settings = {"clients": args.clients, "tokens": args.tokens, "pause_s": args.pause, "engine": args.engine}
+    found = in_place_figures(answers, still, took)
+    return found | {"frozen": frozen(answers, still), "drawn_by_two": len(across), "settings": settings}
 
 
 async def _still(args: argparse.Namespace, url: str, key: str) -> list[Answer]:
@@ -216,12 +235,28 @@ def main() -> None:
     """Measure, print, write."""
     args = arguments()
     model = args.model or (ensure_model(Settings()) if args.engine == "vllm" else Path())
+    if args.arm == "inplace":
+        _main_in_place(args, model)
+        return
     environment = {"PLAUDIT_ENGINE": args.engine, "PLAUDIT_AUTO_PROMOTE": "true", "PLAUDIT_ENGINE_KV_CACHE_GIB": "1"}
     with tempfile.TemporaryDirectory() as scratch, gateway(Path(scratch), model, environment) as stack:
         found = asyncio.run(measure(args, stack.url, stack.key(), stack.data / "versions", model))
     show(found)
     if not args.quick and args.engine == "vllm":
         print(f"written: {write_result('swap', found)}")
+
+
+def _main_in_place(args: argparse.Namespace, model: Path) -> None:
+    if args.engine != "vllm":
+        raise SystemExit("--arm inplace needs --engine vllm: the fake engine has no weights")
+    environment = {"PLAUDIT_ENGINE": "vllm", "PLAUDIT_ENGINE_KV_CACHE_GIB": "1"}
+    with tempfile.TemporaryDirectory() as scratch, gateway(Path(scratch), model, environment) as stack:
+        found = asyncio.run(measure_whole(args, stack.url, stack.key(), stack.data / "versions", model))
+    print(f"\n{machine()}\n")
+    for name, figure in found.items():
+        print(f"{name:<20}{figure}")
+    if not args.quick:
+        print(f"written: {write_result('swap_inplace', found)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 
+from plaudit.wire.base import JsonObject
 from plaudit.wire.refusals import refuses
 from plaudit_server.chat import Chat
 from plaudit_server.domain.ids import choice_id
@@ -147,6 +148,7 @@ class AnswerLog:
     def _row(self, said: _Said, choice: ChoiceTrace) -> Interaction:
         chat, trace = said.chat, said.trace
         sealed = seal(_exchange(chat, trace, choice), self._redactor, self._cipher)
+        mixed: JsonObject = {"also_by": list(trace.also_by)} if trace.also_by else {}
         first = trace.first_token_at
         return Interaction(
             id=choice_id(chat.id, choice.index),
@@ -164,7 +166,7 @@ class AnswerLog:
             logprobs=sealed.logprobs,
             prompt_tokens=len(trace.prompt_ids or ()),
             completion_tokens=len(choice.response_ids),
-            sampling=chat.sampling(),
+            sampling=chat.sampling() | mixed,
             finish_reason=choice.finish_reason or ("time_limit" if chat.cut_off else None),
             status=said.status,
             train_consent=chat.consent,
@@ -172,13 +174,13 @@ class AnswerLog:
             metadata=sealed.metadata,
             ttft_ms=None if first is None else (first - chat.started) * 1000,
             duration_ms=said.duration_ms,
-            segment=chat.route.segment,
+            segment=None if trace.also_by else chat.route.segment,
             refused=refuses(choice.text),
         )
 
 
 def _exchange(chat: Chat, trace: ChatTrace, choice: ChoiceTrace) -> Exchange:
-    # An answer without tokens has nothing that a ratio could be made of.
+    # An answer without tokens has nothing that a ratio could be made of, nor has one that two models have drawn.
     ids: Sequence[int] | None = choice.response_ids or None
     return Exchange(
         messages=chat.request.messages,
@@ -187,5 +189,5 @@ def _exchange(chat: Chat, trace: ChatTrace, choice: ChoiceTrace) -> Exchange:
         metadata=chat.request.metadata or {},
         prompt_ids=trace.prompt_ids,
         response_ids=ids,
-        logprobs=choice.logprobs if ids else None,
+        logprobs=choice.logprobs if ids and not trace.also_by else None,
     )

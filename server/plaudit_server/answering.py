@@ -189,6 +189,8 @@ class Answering:
 
     def _record(self, chat: Chat, trace: ChatTrace, status: AnswerStatus) -> None:
         self._count(chat, trace, status)
+        if trace.also_by:
+            log_event(logger, logging.WARNING, "chat.mixed", request_id=chat.request_id, also_by=trace.also_by)
         ids = chat.response_ids
         self._unwritten.update(ids)
 

@@ -63,7 +63,11 @@ class Rollouts:
     # What an operator asks
 
     async def begin(self, request: RolloutCreate, *, actor: str) -> RolloutRow:
-        """Begin one; it serves when this returns. Raises as `store.rollouts.create`, and SwapFailed."""
+        """Begin one; it serves when this returns.
+
+        Raises as `store.rollouts.create`, SwapFailed, and Conflict where candidate and stable cannot be live at once.
+        """
+        await self._serving.check_room(request.candidate)
         await self._serving.ensure_resident(request.candidate)
         row = await self._database.write(lambda conn: rollouts.create(conn, request, actor=actor, now_ms=now_ms()))
         await self._serving.moved("canary", "rollout")

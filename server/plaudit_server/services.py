@@ -119,6 +119,7 @@ def _assemble(
         telemetry,
         max_resident=settings.engine_max_loras,
         auto_promote=settings.auto_promote,
+        swap_wait_s=settings.swap_wait_s,
         membership=membership,
     )
     limits = Limits(settings, telemetry)

@@ -65,6 +65,13 @@ class Settings(BaseSettings):
         default=600, gt=0, description="how long the engine may take to become healthy"
     )
 
+    engine_drain_s: float = Field(
+        default=10, ge=0, description="how long an in-place swap waits for a replica's answers that have begun"
+    )
+    swap_wait_s: float = Field(
+        default=60, ge=0, description="how long a chat waits while the whole model that it asks for is swapped in"
+    )
+
     consent_default: Literal["granted", "denied"] | None = Field(
         default=None, description="may an exchange be learnt from when the request does not say? Production must set it"
     )

@@ -120,6 +120,7 @@ def version(row: VersionRow) -> Version:
     """A policy version."""
     return Version(
         name=row.name,
+        kind=row.kind,
         state=row.state,
         reason=row.reason,
         parent=row.parent,

@@ -90,7 +90,7 @@ def test_bad_lines_are_listed_or_left_out(capsys: pytest.CaptureFixture[str], ba
         (["--base", "/no/such/model"], "no such folder"),
         (["--register"], "no key in"),
         (["--url", "ftp://x"], "give an address such as"),
-        (["--full", "--register"], "only LoRA adapters"),
+        (["--full", "--register"], "no key in"),
     ],
 )
 def test_wrong_settings_are_one_line_before_training(

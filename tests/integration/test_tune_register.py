@@ -6,6 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from plaudit.wire.fingerprint import file_sha256
+from plaudit_server.engine.base import AdapterRef
+from plaudit_server.engine.whole_model import check_whole_model
 from plaudit_trainer.client import Link
 from plaudit_trainer.publish import verify
 from plaudit_trainer.tune import register as module
@@ -149,8 +152,29 @@ def test_a_folder_that_cannot_be_written_is_told(made: Path, out: Path, monkeypa
     assert server.runs["run-1"].state == "failed"
 
 
-def test_a_whole_model_is_no_adapter(made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_probe_is_not_registered(made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "probe.json").unlink()
     report = told(out).model_copy(update={"lora": None, "kind": "model"})
     (out / "tune.json").write_text(report.model_dump_json(), encoding="utf-8")
     with pytest.raises(NotRegistered, match="PLAUDIT_MODEL"):
         go(out, made, TuningServer(), monkeypatch)
+
+
+def test_a_whole_model_is_published_as_the_server_accepts_it(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out, server = made / "base", tmp_path / "full", TuningServer()
+    plan = Plan((write(tmp_path / "zoo.jsonl", zoo()),), base, full=True, epochs=1, lr=0.01, batch=8, answer_tokens=4)
+    tune(plan, out, prepare(plan, read_language(base)), tiny_config(), Silent())
+    report = told(out)
+    assert report.lora is None and report.metrics["probe/mean_change"] > 0
+
+    go(out, made, server, monkeypatch)
+
+    assert server.versions["v1"].kind == "full"
+    (folder,) = (tmp_path / "data" / "versions").iterdir()
+    manifest = verify(folder)
+    assert manifest.kind == "full" and manifest.lora is None
+    ref = AdapterRef(manifest.version, manifest.parent, str(folder), file_sha256(folder / "manifest.json"), "full")
+    model = check_whole_model(ref, base)
+    assert model.probe is not None and len(model.probe.sequences) == report.metrics["probe/sequences"]

@@ -111,7 +111,7 @@ def test_every_weight_can_be_trained_and_gives_a_model_to_serve(tmp_path: Path, 
     report = run(plan, out)
     assert fell(report), report.figures
     assert (report.kind, report.lora) == ("model", None)
-    assert sorted(p.name for p in out.iterdir()) == ["model", "tune.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["model", "probe.json", "tune.json"]
     language = read_language(out / "model")  # it stands alone: tokenizer and chat template are there
     assert language.has_own_template
     rows_ = prepare(plan, language).heldout

@@ -39,13 +39,21 @@ def bf16(values: np.ndarray[Any, Any]) -> bytes:
     return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
 
 
+def base_shapes() -> dict[str, tuple[int, ...]]:
+    """Every tensor of the base model."""
+    weights: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in SHAPES.items()}
+    return weights | {
+        "model.embed_tokens.weight": (32, HIDDEN),
+        "lm_head.weight": (32, HIDDEN),
+        "model.norm.weight": (8,),
+    }
+
+
 def make_base(folder: Path) -> Path:
     """A base model: a config and weights of the right shapes."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
-    weights = {f"{name}.weight": shape for name, shape in SHAPES.items()}
-    weights |= {"model.embed_tokens.weight": (32, HIDDEN), "lm_head.weight": (32, HIDDEN), "model.norm.weight": (8,)}
-    tensors = {name: ("BF16", shape, bytes(2 * math.prod(shape))) for name, shape in weights.items()}
+    tensors = {name: ("BF16", shape, bytes(2 * math.prod(shape))) for name, shape in base_shapes().items()}
     (folder / "model.safetensors").write_bytes(safetensors(tensors))
     return folder
 
@@ -127,3 +135,63 @@ class VersionFolder:
         """As it would be registered now."""
         digest = file_sha256(self.folder / "manifest.json")
         return AdapterRef(name=self.name, parent=self.parent, location=str(self.folder), manifest_sha256=digest)
+
+
+@dataclass
+class WholeFolder:
+    """A version that is a whole model, under construction: change something, then `seal` it."""
+
+    folder: Path
+    base: Path
+    name: str = "v1"
+    parent: str = "base"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        random = np.random.default_rng(self.seed)
+        self.tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {
+            name: ("BF16", shape, bf16(random.normal(0, 0.1, shape).astype("<f4")))
+            for name, shape in base_shapes().items()
+        }
+        self.config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        sequence = {"prompt_ids": [1, 2], "response_ids": [3, 4], "parent_logprobs": [-1.0, -2.0]}
+        self.probe: dict[str, Any] = {"format": 1, "sequences": [sequence | {"new_logprobs": [-1.1, -1.9]}] * 8}
+        self.manifest: dict[str, Any] = {}
+
+    def write(self) -> "WholeFolder":
+        """Write everything but the manifest."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "model").mkdir(parents=True)
+        (self.folder / "model/model.safetensors").write_bytes(safetensors(self.tensors))
+        (self.folder / "model/config.json").write_text(json.dumps(self.config), encoding="utf-8")
+        (self.folder / "probe.json").write_text(json.dumps(self.probe), encoding="utf-8")
+        return self
+
+    def seal(self) -> AdapterRef:
+        """Write the manifest over what lies there; `manifest` overrides its fields."""
+        files = [p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json"]
+        manifest = {
+            "format": 1,
+            "kind": "full",
+            "version": self.name,
+            "parent": self.parent,
+            "base_model": "test",
+            "base_fingerprint": base_fingerprint(self.base),
+            "run_id": "run",
+            "batch_ids": ["batch"],
+            "created_at": "2026-01-01T00:00:00Z",
+            "files": {
+                str(p.relative_to(self.folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
+            },
+            "tensors": {
+                name: {"sha256": hashlib.sha256(raw).hexdigest(), "shape": list(shape), "dtype": dtype}
+                for name, (dtype, shape, raw) in self.tensors.items()
+            },
+        } | self.manifest
+        (self.folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return self.ref()
+
+    def ref(self) -> AdapterRef:
+        """As it would be registered now."""
+        digest = file_sha256(self.folder / "manifest.json")
+        return AdapterRef(self.name, self.parent, str(self.folder), digest, "full")

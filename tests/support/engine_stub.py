@@ -17,7 +17,7 @@ import numpy as np
 from plaudit_server.engine.artefact import read_safetensors
 from plaudit_server.engine.base import AdapterRef
 from plaudit_server.engine.replica import ReplicaClient
-from tests.support.engine_folders import VersionFolder
+from tests.support.engine_folders import VersionFolder, WholeFolder
 from tests.support.wires import HttpxWire
 
 BASE = "base"
@@ -42,6 +42,48 @@ def weights_of(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
+def whole_digests(folder: Path) -> dict[str, str]:
+    """What a worker would say of a whole model of bfloat16."""
+    return {
+        name: hashlib.sha256(tensor.data).hexdigest()
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in read_safetensors(path.read_bytes()).items()
+    }
+
+
+def whole_identity(folder: Path) -> str:
+    """Identity of a whole model: base where it has no manifest beside it."""
+    if not (folder.parent / "manifest.json").exists():
+        return BASE
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def make_whole(root: Path, base: Path, name: str, *, parent: AdapterRef | None = None) -> AdapterRef:
+    """A version that is a whole model, whose probe says what the stub will answer for its weights."""
+    version = WholeFolder(root / name, base, name=name, parent=parent.name if parent else BASE, seed=int(name[1:]))
+    version.write()
+    before = whole_identity(Path(parent.location) / "model") if parent else BASE
+    after = hashlib.sha256((version.folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+    version.probe["sequences"] = probe_sequences(before, after)
+    return version.write().seal()
+
+
+def probe_sequences(before: str, after: str) -> list[dict[str, Any]]:
+    """Twelve probe texts as the stub scores them under two identities."""
+    sequences = []
+    for number in range(12):
+        prompt, response = [1, number], [100 * number + place for place in range(20)]
+        sequences.append(
+            {
+                "prompt_ids": prompt,
+                "response_ids": response,
+                "parent_logprobs": logprobs(before, prompt + response)[2:],
+                "new_logprobs": logprobs(after, prompt + response)[2:],
+            }
+        )
+    return sequences
+
+
 def make_version(
     root: Path, base: Path, name: str, *, parent: AdapterRef | None = None, seed: int | None = None
 ) -> AdapterRef:
@@ -55,18 +97,7 @@ def make_version(
     ).write()
     before = weights_of(Path(parent.location) / "adapter") if parent else BASE
     after = weights_of(version.folder / "adapter")
-    sequences = []
-    for number in range(12):
-        prompt, response = [1, number], [100 * number + place for place in range(20)]
-        sequences.append(
-            {
-                "prompt_ids": prompt,
-                "response_ids": response,
-                "parent_logprobs": logprobs(before, prompt + response)[2:],
-                "new_logprobs": logprobs(after, prompt + response)[2:],
-            }
-        )
-    version.probe["sequences"] = sequences
+    version.probe["sequences"] = probe_sequences(before, after)
     return version.write().seal()
 
 
@@ -85,6 +116,13 @@ class StubVllm:
         self.noise = 0.02
         self.shift = 0.0
         self.extension = True
+        self.model: Path | None = None  # the whole model that was put in the base's place
+        self.label = ""
+        self.paused = False
+        self.cache_stays = False
+        self.reload_fails: set[str] = set()  # names of folders that cannot be loaded
+        self.keeps_old: set[str] = set()  # names of folders whose loading changes nothing, silently
+        self.base: Path | None = None
         self.chat_delay_s = 0.0
         self.broken = 0  # the status that every chat ends with
         self.cut: type[httpx.TransportError] | None = None  # how the connection of every chat is lost
@@ -97,6 +135,7 @@ class StubVllm:
     def restart(self) -> None:
         """As if the process had been replaced."""
         self.names, self.tensors = {}, {}
+        self.model, self.label, self.paused = None, "", False
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         if not self.up:
@@ -109,10 +148,19 @@ class StubVllm:
             "/v1/load_lora_adapter": self._load,
             "/v1/unload_lora_adapter": self._unload,
             "/collective_rpc": self._rpc,
+            "/pause": self._pause,
+            "/resume": self._pause,
+            "/reset_prefix_cache": lambda _: httpx.Response(200, json={"success": not self.cache_stays}),
         }
+        if request.url.path in ("/pause", "/resume"):
+            body = request.url.path == "/pause"
         if request.url.path in management:
             return management[request.url.path](body)
         return await self._work(request.url.path, body)
+
+    def _pause(self, paused: Any) -> httpx.Response:
+        self.paused = paused
+        return httpx.Response(200, json={"status": "ok"})
 
     def _health(self, _: Any) -> httpx.Response:
         return httpx.Response(200)
@@ -145,18 +193,38 @@ class StubVllm:
         return httpx.Response(200, text="Success")
 
     def _rpc(self, body: Any) -> httpx.Response:
-        method, args = body["method"], body["args"]
         if not self.extension:
             return _error(404, "Not Found")
-        if method == "plaudit_adapters":
-            return httpx.Response(200, json={"results": [sorted(self.tensors)]})
-        if method == "plaudit_forget":
-            for number in args[0]:
+        return httpx.Response(200, json={"results": [self._in_worker(body["method"], body["args"])]})
+
+    def _in_worker(self, method: str, args: list[Any]) -> Any:
+        if method in ("plaudit_adapters", "plaudit_forget"):
+            for number in args[0] if args else ():
                 self.tensors.pop(number, None)
-            return httpx.Response(200, json={"results": [sorted(self.tensors)]})
-        if method == "plaudit_digests":
-            return httpx.Response(200, json={"results": [self._digests(args[0])]})
-        return httpx.Response(200, json={"results": [{"ok": True}]})
+            return sorted(self.tensors)
+        if method == "plaudit_weights":
+            self.label = args[0] if args else self.label
+            return {"label": self.label, "dtype": "bfloat16"}
+        if method == "plaudit_reload":
+            return self._reload(Path(args[0]), args[1])
+        if method == "plaudit_weight_digests":
+            return self._weights()
+        return self._digests(args[0]) if method == "plaudit_digests" else {"ok": True}
+
+    def _reload(self, folder: Path, label: str) -> dict[str, Any]:
+        assert self.paused, "weights must not change under running answers"
+        assert not self.names, "adapters of other weights would be read again under their names"
+        self.label = "?"
+        if folder.parent.name in self.reload_fails or folder.name in self.reload_fails:
+            return {"error": "RuntimeError: no"}
+        if folder.parent.name not in self.keeps_old:
+            self.model = folder
+        self.label = label
+        return {"label": label}
+
+    def _weights(self) -> dict[str, Any]:
+        assert self.model is not None, "nothing was reloaded"
+        return {"dtype": "bfloat16", "digests": whole_digests(self.model)}
 
     def _digests(self, number: int) -> dict[str, Any]:
         folder = self.tensors.get(number)
@@ -170,6 +238,8 @@ class StubVllm:
 
     def _identity(self, model: str) -> str:
         folder = self.tensors.get(self.names.get(model, 0))
+        if folder is None and self.model is not None and not self.serve_base:
+            return whole_identity(self.model)
         return BASE if folder is None or self.serve_base else weights_of(folder)
 
     def _complete(self, body: Any) -> httpx.Response:

@@ -150,8 +150,13 @@ def make_probe(
 
 def engine_precision(backbone: Backbone, config: TrainerConfig) -> torch.dtype:
     """What the engine computes in, as configured; by default float32 on the CPU and bfloat16 on a GPU."""
+    return precision_on(backbone.device.type, config)
+
+
+def precision_on(device: str, config: TrainerConfig) -> torch.dtype:
+    """As `engine_precision`, for a kind of device."""
     if config.probe_precision == "auto":
-        return torch.float32 if backbone.device.type == "cpu" else torch.bfloat16
+        return torch.float32 if device == "cpu" else torch.bfloat16
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.probe_precision]
 
 

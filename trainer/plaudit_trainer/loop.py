@@ -175,6 +175,9 @@ class Trainer:
                 self._give_back(batch_id, "trainer stopped", release=True)
                 raise
             except APIStatusError as error:
+                if error.code == "parent_is_full":  # nothing is lost: it waits for a stable version to learn from
+                    self._give_back(batch_id, error.message, release=True)
+                    raise
                 if not is_lost(error):
                     raise
                 self._display.say(f"gave up batch {batch_id}: {error.message}")

@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 OUTCOME = "outcome.json"
 BATCH = "batch.json"
 ADAPTER_TENSORS = "adapter/adapter_model.safetensors"
+MODEL = "model"
 KEPT_LOST = 3
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SOFTWARE = ("plaudit", "torch", "transformers", "peft", "trl", "accelerate", "safetensors", "numpy")
@@ -97,7 +98,7 @@ def publish(
     versions: Path,
     *,
     origin: Origin,
-    lora: LoraShape,
+    lora: LoraShape | None,
     outcome: PublishedOutcome,
     base: Path,
     observe: Observer = lambda step: None,
@@ -105,10 +106,10 @@ def publish(
     """Seal a finished workspace and make it visible as `versions/<name>`.
 
     Args:
-        folder: the workspace: `adapter/`, `probe.json` and whatever the next run warms up from.
+        folder: the workspace: `adapter/` or `model/`, `probe.json` and whatever the next run warms up from.
         versions: the folder of published versions.
         origin: name, parent, run and batches.
-        lora: the adapter's geometry.
+        lora: the adapter's geometry; None where the version is a whole model.
         outcome: verdict, gate and metrics; written beside the adapter.
         base: folder of the base model, for its fingerprint.
         observe: told `outcome_written`, `files_synced`, `manifest_written`, `renamed`.
@@ -118,7 +119,7 @@ def publish(
 
     Raises:
         OSError: the disk is full or broken; nothing is visible, and the workspace is still there.
-        BadVersion: the workspace lacks the adapter or the probe, or holds something that is not a plain file.
+        BadVersion: the workspace lacks the weights or the probe, or holds something that is not a plain file.
     """
     _write_durably(folder / OUTCOME, outcome.model_dump_json(indent=1))
     observe("outcome_written")
@@ -159,8 +160,8 @@ def verify(folder: Path) -> Manifest:
     for name, digest in manifest.files.items():
         if _digest(found[name]) != digest:
             raise BadVersion(f"{folder.name}/{name} is not what its manifest says")
-    if tensor_digests(folder / ADAPTER_TENSORS) != manifest.tensors:
-        raise BadVersion(f"{folder.name}: the adapter's tensors are not what its manifest says")
+    if _tensors(folder, whole=manifest.kind == "full") != manifest.tensors:
+        raise BadVersion(f"{folder.name}: the tensors are not what its manifest says")
     return manifest
 
 
@@ -169,6 +170,7 @@ def registration(folder: Path, manifest: Manifest) -> VersionCreate:
     outcome = PublishedOutcome.model_validate_json((folder / OUTCOME).read_bytes())
     return VersionCreate(
         name=manifest.version,
+        kind=manifest.kind,
         run_id=manifest.run_id,
         batch_ids=manifest.batch_ids,
         parent=manifest.parent,
@@ -224,11 +226,23 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def _manifest(folder: Path, origin: Origin, lora: LoraShape, base: Path) -> Manifest:
-    for needed in (ADAPTER_TENSORS, "adapter/adapter_config.json", "probe.json"):
+def _tensors(folder: Path, *, whole: bool) -> dict[str, TensorDigest]:
+    """Of the adapter, or of all files of a whole model."""
+    if not whole:
+        return tensor_digests(folder / ADAPTER_TENSORS)
+    digests: dict[str, TensorDigest] = {}
+    for path in sorted((folder / MODEL).glob("*.safetensors")):
+        digests |= tensor_digests(path)
+    return digests
+
+
+def _manifest(folder: Path, origin: Origin, lora: LoraShape | None, base: Path) -> Manifest:
+    weights = (ADAPTER_TENSORS, "adapter/adapter_config.json") if lora is not None else (f"{MODEL}/config.json",)
+    for needed in (*weights, "probe.json"):
         if not (folder / needed).is_file():
             raise BadVersion(f"the run left no {needed}")
     return Manifest(
+        kind="full" if lora is None else "adapter",
         version=origin.version,
         parent=origin.parent,
         base_model=origin.base_model,
@@ -238,7 +252,7 @@ def _manifest(folder: Path, origin: Origin, lora: LoraShape, base: Path) -> Mani
         created_at=datetime.now(UTC),
         lora=lora,
         files={path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)},
-        tensors=tensor_digests(folder / ADAPTER_TENSORS),
+        tensors=_tensors(folder, whole=lora is None),
         software=software_versions(),
     )
 

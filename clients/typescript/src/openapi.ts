@@ -2362,7 +2362,7 @@ export interface components {
         };
         /**
          * ReplicaProof
-         * @description What one replica showed of one adapter.
+         * @description What one replica showed of one version.
          */
         ReplicaProof: {
             /** Correlation */
@@ -3006,7 +3006,7 @@ export interface components {
         };
         /**
          * Version
-         * @description A policy version: an immutable LoRA adapter and everything known of it.
+         * @description A policy version: an immutable LoRA adapter or whole model, and everything known of it.
          */
         Version: {
             /** Aliases */
@@ -3024,6 +3024,13 @@ export interface components {
              */
             fingerprint: string;
             gate?: components["schemas"]["GateReport"] | null;
+            /**
+             * Kind
+             * @description base is a whole model, `full`
+             * @default adapter
+             * @enum {string}
+             */
+            kind?: "adapter" | "full";
             /** Location */
             location?: string | null;
             /** Manifest Sha256 */
@@ -3074,6 +3081,13 @@ export interface components {
             /** Batch Ids */
             batch_ids: string[];
             gate: components["schemas"]["GateReport"];
+            /**
+             * Kind
+             * @description what the folder holds: an adapter, or a whole model
+             * @default adapter
+             * @enum {string}
+             */
+            kind?: "adapter" | "full";
             /**
              * Location
              * @description the version's folder, as the engine sees it

@@ -11,7 +11,7 @@ from plaudit.wire.feedback import EventType, Source, Tie
 from plaudit.wire.ops import Role
 from plaudit.wire.rollouts import Guardrails, RolloutReport, RolloutState, RolloutStep
 from plaudit.wire.training import BatchState, RunState
-from plaudit.wire.versions import AliasName, GateReport, ProofReport, VersionState
+from plaudit.wire.versions import AliasName, GateReport, ProofReport, VersionKind, VersionState
 from plaudit_server.domain.privacy import SealedContent, SealedExchange, SealedText, SealedTokens
 
 T = TypeVar("T")
@@ -248,6 +248,7 @@ class VersionRow:
 
     name: str
     number: int
+    kind: VersionKind
     state: VersionState
     reason: str | None
     parent: str | None

@@ -9,7 +9,7 @@ damaged): it must not be named again. Nothing leaves `rejected` or `failed`: ver
 once stays wrong; a mended one gets a new number.
 """
 
-from plaudit.wire.versions import VersionState
+from plaudit.wire.versions import VersionKind, VersionState
 from plaudit_server.errors import Conflict
 
 BASE = "base"
@@ -45,6 +45,30 @@ def check_transition(name: str, now: VersionState, wanted: VersionState) -> None
     """
     if now != wanted and wanted not in _ALLOWED[now]:
         raise Conflict(f"Version {name} is {now} and cannot become {wanted}.", code="version_state")
+
+
+def foundation(name: str, kind: VersionKind) -> str:
+    """The whole model that a version is computed with: itself, or base where it is an adapter."""
+    return name if kind == "full" else BASE
+
+
+def check_parent(kind: VersionKind, parent: str, parent_kind: VersionKind) -> None:
+    """Let a version of this kind have this parent, or raise.
+
+    Raises:
+        Conflict: the two would never be live together, or not on what the version was trained on.
+    """
+    if kind == "adapter" and parent_kind == "full" and parent != BASE:
+        raise Conflict(
+            f"{parent} is a whole model, and adapters are trained on the base model: train from base, or serve "
+            f"{parent} as the base model (PLAUDIT_MODEL).",
+            code="parent_is_full",
+        )
+    if kind == "full" and parent_kind == "adapter":
+        raise Conflict(
+            f"{parent} is an adapter: a whole model is compared with base or with another whole model.",
+            code="parent_is_adapter",
+        )
 
 
 def check_servable(name: str, state: VersionState, *, tainted: bool) -> None:

@@ -18,6 +18,10 @@ ALLOWED = frozenset(
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/v1/unload_lora_adapter"),
         ("POST", "/collective_rpc"),
+        # In-place swaps. `mode=keep` freezes answers that have begun; vLLM's own default would abort them.
+        ("POST", "/pause?mode=keep"),
+        ("POST", "/resume"),
+        ("POST", "/reset_prefix_cache?reset_running_requests=true"),
     }
 )
 

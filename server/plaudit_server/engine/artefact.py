@@ -6,6 +6,7 @@ Every refusal is an `ArtefactRefused` whose message is one sentence for the oper
 import hashlib
 import json
 import math
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ class CheckedAdapter:
     folder: Path
     tensors: Mapping[str, StoredTensor]
 
+    @property
+    def rank(self) -> int:
+        """Of its matrices."""
+        assert self.manifest.lora is not None, "it was checked"
+        return self.manifest.lora.rank
+
     def resident_digests(self, dtype: str) -> dict[str, str]:
         """SHA-256 of each tensor's bytes as an engine that computes in `dtype` must hold them.
 
@@ -114,21 +121,24 @@ def check_artefact(ref: AdapterRef, base: BaseModel, *, max_rank: int) -> Checke
         ArtefactRefused: with one sentence saying what is wrong.
     """
     folder = Path(ref.location)
-    manifest = _read_manifest(folder, ref)
+    manifest = read_manifest(folder, ref)
     if manifest.base_fingerprint != base.fingerprint:
         raise ArtefactRefused(f"{ref.name} was trained on another base model than the one served")
-    _check_files(folder, manifest)
-    config = _read_json(folder / ADAPTER_FOLDER / _CONFIG)
+    check_files(folder, manifest, {f"{ADAPTER_FOLDER}/{_WEIGHTS}", f"{ADAPTER_FOLDER}/{_CONFIG}", "probe.json"})
+    _check_adapter_folder(folder)
+    config = read_json(folder / ADAPTER_FOLDER / _CONFIG)
     _check_config(config, manifest, max_rank)
     raw = (folder / ADAPTER_FOLDER / _WEIGHTS).read_bytes()
     if hashlib.sha256(raw).hexdigest() != manifest.files[f"{ADAPTER_FOLDER}/{_WEIGHTS}"].sha256:
         raise ArtefactRefused(f"{ADAPTER_FOLDER}/{_WEIGHTS} changed while it was being checked")
     tensors = read_safetensors(raw)
-    _check_tensors(tensors, manifest, base)
-    return CheckedAdapter(manifest, _read_probe(folder), (folder / ADAPTER_FOLDER).resolve(), tensors)
+    assert manifest.lora is not None, "its kind was checked"
+    _check_tensors(tensors, manifest, base, rank=manifest.lora.rank)
+    return CheckedAdapter(manifest, read_probe(folder), (folder / ADAPTER_FOLDER).resolve(), tensors)
 
 
-def _read_manifest(folder: Path, ref: AdapterRef) -> Manifest:
+def read_manifest(folder: Path, ref: AdapterRef) -> Manifest:
+    """The registered manifest. Raises ArtefactRefused."""
     path = folder / "manifest.json"
     if folder.is_symlink() or path.is_symlink():
         raise ArtefactRefused(f"{ref.name}: symbolic links are not accepted")
@@ -144,15 +154,16 @@ def _read_manifest(folder: Path, ref: AdapterRef) -> Manifest:
             f"manifest.json says {manifest.version} from {manifest.parent}, "
             f"but {ref.name} from {ref.parent} was registered"
         )
+    if manifest.kind != ref.kind or (manifest.kind == "adapter") != (manifest.lora is not None):
+        raise ArtefactRefused(f"manifest.json describes another kind of version than was registered ({ref.kind})")
     return manifest
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Every file is listed and as listed; vLLM's folder holds nothing but what vLLM must read."""
+def check_files(folder: Path, manifest: Manifest, wanted: set[str]) -> None:
+    """Those that are wanted are listed, and every listed one is as listed. Raises ArtefactRefused."""
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise ArtefactRefused(f"{path.relative_to(folder)} is a symbolic link; they are not accepted")
-    wanted = {f"{ADAPTER_FOLDER}/{_WEIGHTS}", f"{ADAPTER_FOLDER}/{_CONFIG}", "probe.json"}
     if missing := sorted(wanted - set(manifest.files)):
         raise ArtefactRefused(f"manifest.json does not list {missing[0]}")
     for name, expected in manifest.files.items():
@@ -163,6 +174,10 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise ArtefactRefused(f"{name} is missing")
         if path.stat().st_size != expected.bytes or file_sha256(path) != expected.sha256:
             raise ArtefactRefused(f"{name} is not what the manifest says (size or SHA-256 differs)")
+
+
+def _check_adapter_folder(folder: Path) -> None:
+    """It holds nothing but what vLLM must read."""
     adapter = folder / ADAPTER_FOLDER
     for path in adapter.rglob("*"):
         if path.name not in _ALLOWED_IN_ADAPTER or path.parent != adapter:
@@ -184,7 +199,8 @@ def _check_config(config: Mapping[str, Any], manifest: Manifest, max_rank: int) 
         raise ArtefactRefused(f"rank {rank} is not between 1 and {max_rank} (PLAUDIT_ENGINE_MAX_LORA_RANK)")
     if alpha != rank:
         raise ArtefactRefused(f"alpha {alpha} differs from rank {rank}; fold the scale into the B matrices")
-    if manifest.lora.rank != rank or manifest.lora.alpha != alpha:
+    lora = manifest.lora
+    if lora is None or lora.rank != rank or lora.alpha != alpha:
         raise ArtefactRefused("rank or alpha in adapter_config.json and in manifest.json differ")
     targets = config.get("target_modules")
     if not isinstance(targets, str | list) or not targets:
@@ -193,7 +209,7 @@ def _check_config(config: Mapping[str, Any], manifest: Manifest, max_rank: int) 
         raise ArtefactRefused("adapter_config.json has an init_lora_weights that alters the base model")
 
 
-def _check_tensors(tensors: Mapping[str, StoredTensor], manifest: Manifest, base: BaseModel) -> None:
+def _check_tensors(tensors: Mapping[str, StoredTensor], manifest: Manifest, base: BaseModel, *, rank: int) -> None:
     if set(tensors) != set(manifest.tensors):
         raise ArtefactRefused("the tensors in the file are not those in manifest.json")
     if not tensors:
@@ -204,10 +220,10 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], manifest: Manifest, base
         if match is None:
             raise ArtefactRefused(f"{name} is not the name of a LoRA matrix of a linear layer")
         modules.setdefault(match["module"], set()).add(match["side"])
-        expected = _expected_shape(name, match["module"], match["side"], base, rank=manifest.lora.rank)
+        expected = _expected_shape(name, match["module"], match["side"], base, rank=rank)
         if tensor.shape != expected:
             raise ArtefactRefused(f"{name} has shape {list(tensor.shape)}, the base model needs {list(expected)}")
-        _check_content(name, tensor, manifest)
+        check_content(name, tensor, manifest)
     if halves := sorted(module for module, sides in modules.items() if len(sides) != 2):
         raise ArtefactRefused(f"{halves[0]} has only one of its two LoRA matrices")
 
@@ -219,7 +235,8 @@ def _expected_shape(name: str, module: str, side: str, base: BaseModel, *, rank:
     return (rank, features[1]) if side == "A" else (features[0], rank)
 
 
-def _check_content(name: str, tensor: StoredTensor, manifest: Manifest) -> None:
+def check_content(name: str, tensor: StoredTensor, manifest: Manifest) -> None:
+    """It is what the manifest says, and finite. Raises ArtefactRefused."""
     expected = manifest.tensors[name]
     if list(tensor.shape) != expected.shape or hashlib.sha256(tensor.data).hexdigest() != expected.sha256:
         raise ArtefactRefused(f"{name} is not what the manifest says (shape or SHA-256 differs)")
@@ -227,7 +244,7 @@ def _check_content(name: str, tensor: StoredTensor, manifest: Manifest) -> None:
         raise ArtefactRefused(f"{name} contains NaN or infinity")
 
 
-def read_safetensors(raw: bytes) -> dict[str, StoredTensor]:
+def read_safetensors(raw: bytes | mmap.mmap) -> dict[str, StoredTensor]:
     """Tensors of a safetensors file: an 8-byte length, a JSON header, and the data without gaps or overlaps."""
     if len(raw) < 8:
         raise ArtefactRefused("the weights file is too short to be safetensors")
@@ -298,7 +315,8 @@ def _as_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
     return np.frombuffer(tensor.data, "<f2" if tensor.dtype == "F16" else "<f4").astype("<f4")
 
 
-def _read_probe(folder: Path) -> Probe:
+def read_probe(folder: Path) -> Probe:
+    """The probe, if something can be proven by it. Raises ArtefactRefused."""
     try:
         probe = Probe.model_validate_json(_read(folder / "probe.json"))
     except ValidationError as error:
@@ -316,11 +334,11 @@ def _read_probe(folder: Path) -> Probe:
 
 def read_base(folder: Path, fingerprint: str) -> BaseModel:
     """The base model's linear layers, from the headers of its safetensors files."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     transposed = config.get("model_type") in ("gpt2", "openai-gpt")  # Conv1D keeps (in, out)
     shapes: dict[str, tuple[int, int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        for name, shape in _header_shapes(path).items():
+        for name, shape in header_shapes(path).items():
             if name.endswith(".weight") and len(shape) == 2 and not _NOT_ADAPTED.search(name):
                 shapes[name.removesuffix(".weight")] = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
     if transposed:
@@ -328,7 +346,8 @@ def read_base(folder: Path, fingerprint: str) -> BaseModel:
     return BaseModel(fingerprint, shapes)
 
 
-def _header_shapes(path: Path) -> dict[str, list[int]]:
+def header_shapes(path: Path) -> dict[str, list[int]]:
+    """Shape of each tensor of a safetensors file. Raises ArtefactRefused."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > _MAX_HEADER_BYTES * 8:
@@ -346,7 +365,8 @@ def _read(path: Path) -> bytes:
         raise ArtefactRefused(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a sane size. Raises ArtefactRefused."""
     return _parse(_read(path), path.name)
 
 

@@ -1,8 +1,9 @@
 """The engine as the rest of the server sees it.
 
-An engine is one or more replicas that hold the base model and any number of adapters. Adapters are known by
-their version name, are immutable, and are loaded and proven on *every* replica before a request may name them.
-Nothing here assumes that replicas are local.
+An engine is one or more replicas. Each holds the weights of one whole model: the base model, with any number of
+adapters beside it, or a version that is a whole model itself, alone. Versions are known by their name, are immutable,
+and are loaded and proven on a replica before a request there may name them. Nothing here assumes that replicas are
+local.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -13,24 +14,26 @@ from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
-from plaudit.wire.versions import ProofReport
+from plaudit.wire.versions import ProofReport, VersionKind
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """A version's adapter: what the engine needs to load it and to prove it.
+    """A version's weights: what the engine needs to load them and to prove them.
 
     Args:
         name: the version's name, `v42`.
         parent: the version that its probe compares with, `v41` or `base`.
-        location: the version's folder (manifest.json, probe.json, adapter/).
+        location: the version's folder (manifest.json, probe.json, and adapter/ or model/).
         manifest_sha256: SHA-256 of manifest.json's bytes.
+        kind: an adapter, which lives beside others on the base model, or a whole model, which takes its place.
     """
 
     name: str
     parent: str
     location: str
     manifest_sha256: str
+    kind: VersionKind = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,17 @@ class ChoiceTrace:
 
 @dataclass(slots=True)
 class ChatTrace:
-    """What a chat request was, exactly; filled while its answer passes through."""
+    """What a chat request was, exactly; filled while its answer passes through.
+
+    `also_by`: the versions whose weights took the place of the asked one's while the answer was being drawn, in that
+    order. Its log-probabilities are then no single version's.
+    """
 
     prompt_ids: list[int] | None = None
     choices: dict[int, ChoiceTrace] = field(default_factory=dict)
     usage: JsonObject | None = None
     first_token_at: float | None = None  # time.monotonic()
+    also_by: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,26 @@ class Engine(Protocol):
         """
         ...
 
+    def is_up(self) -> bool:
+        """Whether some replica is up, whatever it holds."""
+        ...
+
+    def weights(self) -> set[str]:
+        """Whole models, `base` or versions, that some ready replica holds now, proven."""
+        ...
+
+    def capacity(self) -> int:
+        """How many whole models can be live at once: one a replica that is not being drained."""
+        ...
+
+    async def place(self, wanted: Sequence[str]) -> None:
+        """Have these whole models live, the most needed first; replicas that are left over hold the first.
+
+        `base`, or versions that were installed before; others are passed over. One replica at a time is swapped, with
+        proof, while the others serve. One that cannot be swapped keeps, or gets back, what it had.
+        """
+        ...
+
     def is_ready(self, version: str = "base") -> bool:
         """Whether a chat on `version` would be answered: some replica is ready and has it proven."""
         ...
@@ -177,7 +205,10 @@ class Engine(Protocol):
         ...
 
     async def install(self, adapter: AdapterRef) -> ProofReport:
-        """Check the artefact, load it on every ready replica, and prove it there.
+        """Check the artefact, load it on every ready replica that holds the base model, and prove it there.
+
+        A whole model is swapped in and proven on one replica, the one that can best be spared; `place` brings it to
+        others, which prove it for themselves.
 
         A version is proven when `engine_quorum` replicas have proven it (unset: all that are ready now); another one
         serves on without it. A version that fails is unloaded again and can never be named. After a

@@ -22,6 +22,7 @@ from plaudit.wire.fingerprint import file_sha256
 from plaudit.wire.ops import ReplicaHealth
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport, ReplicaProof
+from plaudit_server.engine.assignment import goals, spare
 from plaudit_server.engine.base import AdapterRef, Brand, ChatTrace, ChoiceTrace, Member, Others
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
@@ -68,6 +69,8 @@ class FakeEngine:
         refuse: the message of a 400 that every chat is refused with.
         unproven: names whose installation fails its probe.
         aborted: request ids whose generation was stopped early.
+        held: the whole model that each replica holds.
+        swap_s: how long an in-place swap takes; its replica answers for nothing meanwhile.
     """
 
     is_fake = True
@@ -86,6 +89,11 @@ class FakeEngine:
         self.bodies: list[JsonObject] = []
         self.members: list[Member] = []
         self.others: Others | None = None
+        self.held: list[str] = ["base"]
+        self.swap_s = 0.0
+        self._swapping: set[int] = set()
+        self._epoch: list[str] = []
+        self._whole: set[str] = set()
         self._installed: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
 
@@ -109,6 +117,7 @@ class FakeEngine:
         """Go away as a killed engine does: everything that was resident is gone."""
         self.down = True
         self._installed.clear()
+        self.held = ["base"] * len(self.held)
 
     def recover(self) -> None:
         """Come back empty, as a restarted engine."""
@@ -134,13 +143,39 @@ class FakeEngine:
         """Remember the list; there is nothing behind it."""
         self.members, self.others = list(members), others
 
+    def is_up(self) -> bool:
+        """Whether it is not down."""
+        return not self.down
+
+    def weights(self) -> set[str]:
+        """Whole models that a replica holds and is not swapping."""
+        return set() if self.down else {w for i, w in enumerate(self.held) if i not in self._swapping}
+
+    def capacity(self) -> int:
+        """Replicas."""
+        return len(self.held)
+
+    async def place(self, wanted: Sequence[str]) -> None:
+        """Bring whole models to replicas, one at a time: the first wanted one wherever no other is to be."""
+        known = [name for name in wanted if name == "base" or name in self._whole] or ["base"]
+        for index, name in goals(self.held, known):
+            if self.held[index] != name:
+                await self._swap(index, name)
+
+    async def _swap(self, index: int, name: str) -> None:
+        self._swapping.add(index)
+        await asyncio.sleep(self.swap_s)
+        self._swapping.discard(index)
+        self.held[index] = name
+        self._epoch.append(name)
+
     def is_ready(self, version: str = "base") -> bool:
         """Whether `version` could answer."""
-        return version in self.resident()
+        return version in self.weights() or (version in self._installed and "base" in self.weights())
 
     def resident(self) -> set[str]:
         """What is installed."""
-        return set() if self.down else {"base", *self._installed}
+        return set() if self.down else self.weights() | self._installed
 
     async def base_fingerprint(self) -> str:
         """A made-up identity."""
@@ -228,8 +263,21 @@ class FakeEngine:
         if self.down:
             raise EngineUnavailable("The fake engine is down.")
         reason = self._objection(adapter)
+        if adapter.kind == "full":
+            return await self._install_whole(adapter, reason, started)
         if reason is None:
             self._installed.add(adapter.name)
+        return _proof(reason, time.monotonic() - started)
+
+    async def _install_whole(self, version: AdapterRef, reason: str | None, started: float) -> ProofReport:
+        """Swap it in on the last replica; put back what was there where the made-up probe fails."""
+        if version.name not in self.held:
+            index = spare(self.held, [0] * len(self.held), ["base"])
+            before = self.held[index]
+            await self._swap(index, version.name)
+            if reason is not None:
+                await self._swap(index, before)
+        self._whole |= {version.name} if reason is None else set()
         return _proof(reason, time.monotonic() - started)
 
     def _objection(self, adapter: AdapterRef) -> str | None:
@@ -257,6 +305,7 @@ class FakeStream:
         self._request_id = request_id
         self._chunks = self._generate()
         self._done = False
+        self._began = len(engine._epoch)
 
     async def events(self, brand: Brand) -> AsyncGenerator[bytes]:
         """The chunks as server-sent events."""
@@ -281,7 +330,8 @@ class FakeStream:
         self._done = True
 
     async def aclose(self) -> None:
-        """Stop drawing."""
+        """Stop drawing. What was swapped in meanwhile, on whatever replica, has spoken too."""
+        self.trace.also_by += self._engine._epoch[self._began :]
         if not self._done:
             self._done = True
             self._engine.aborted.append(self._request_id)

@@ -17,7 +17,7 @@ from plaudit_server.engine.choice import choose
 from plaudit_server.engine.keeper import ChildKeeper, OnReplica, RemoteKeeper
 from plaudit_server.engine.process import Launcher
 from plaudit_server.engine.replica import ReplicaClient
-from plaudit_server.engine.swap import BASE, Replica
+from plaudit_server.engine.swap import Replica
 from plaudit_server.errors import EngineUnavailable
 from plaudit_server.settings import Settings
 
@@ -101,7 +101,7 @@ class Fleet:
                 replica=r.name,
                 state=r.state,
                 detail=r.detail or (note if r.state == "ready" else None),
-                resident=[BASE, *r.resident] if r.state == "ready" else [],
+                resident=r.versions(),
                 restarts=r.restarts,
                 draining=r.draining,
                 in_flight=r.load,
@@ -175,6 +175,11 @@ class Fleet:
         """Replicas that are ready and have the version proven."""
         return [replica for replica in self.replicas if replica.serves(version)]
 
+    @property
+    def up(self) -> list[Replica]:
+        """Replicas that are ready, whatever they hold."""
+        return [replica for replica in self.replicas if replica.ready]
+
     def pick(self, version: str, key: str | None = None, *, but: Replica | None = None) -> Replica:
         """The replica to ask next. Where every breaker is open, they are passed over: a guess is no outage.
 
@@ -196,7 +201,7 @@ class Fleet:
         return chosen
 
     def _nobody(self, version: str) -> EngineUnavailable:
-        if self.serving(BASE):
+        if self.up:
             return EngineUnavailable(f"{version} is not live on any engine replica yet; try again shortly.")
         details = "; ".join(r.detail for r in self.replicas if r.detail)
         return EngineUnavailable(f"The engine is not ready{f': {details}' if details else ', it is starting'}.")
@@ -220,3 +225,16 @@ def counted(replica: Replica, version: str) -> Iterator[None]:
         yield
     finally:
         replica.in_flight[version] -= 1
+
+
+@contextlib.contextmanager
+def unchanged(replica: Replica) -> Iterator[None]:
+    """What the trainer asks for is one version's, or is not given.
+
+    Raises:
+        EngineUnavailable: another whole model was put in place meanwhile.
+    """
+    before = len(replica.held_since)
+    yield
+    if len(replica.held_since) != before:
+        raise EngineUnavailable(f"{replica.held_since[-1]} was swapped in while this was computed; ask again.")

@@ -125,6 +125,8 @@ class ChildKeeper:
                 await asyncio.wait([ended], timeout=WATCH_S)
                 if ended.done():
                     return f"the engine ended with status {ended.result()}: {child.last_words()}"
+                if self._replica.condemned is not None:
+                    return f"{self._replica.condemned}; it is restarted"
                 if await answers(client):
                     last_answer = time.monotonic()
                     await self._look()
@@ -176,7 +178,7 @@ class RemoteKeeper:
             if not await client.healthy():
                 raise StartFailed(f"{self._url} does not answer")
             self._misses = 0
-            if replica.state == "ready":
+            if replica.state == "ready" and replica.condemned is None:
                 await self._on_look(replica)
                 return
             replica.state = "starting"

@@ -73,6 +73,24 @@ class ReplicaClient:
         """Take a name away. vLLM's workers keep the tensors until `call_workers('remove_lora', id)`."""
         await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": lora_name})
 
+    async def pause(self) -> None:
+        """Schedule nothing until `resume`. Answers that have begun are frozen, requests that come are queued."""
+        await self._call("POST", "/pause?mode=keep")
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self._call("POST", "/resume")
+
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache, also of what frozen answers hold: they are computed anew when they go on.
+
+        Raises:
+            EngineError: it is not empty, so that old weights' keys and values would be read under new ones.
+        """
+        answer = await self._call("POST", "/reset_prefix_cache?reset_running_requests=true")
+        if answer.get("success") is not True:
+            raise EngineError("the engine could not empty its prefix cache")
+
     async def call_workers(self, method: str, *args: Any, timeout_s: float = 60) -> list[Any]:
         """Run a method of the worker extension in every worker; one result each."""
         body = {"method": method, "args": list(args), "timeout": timeout_s}

@@ -1,4 +1,4 @@
-"""Which adapters are where: installing with proof, retiring, putting back, and looking whether it is still so.
+"""Which versions are where: installing with proof, retiring, putting back, and looking whether it is still so.
 
 One change at a time: whoever loads or unloads holds the lock, so that what another part is about to prove is never
 taken for a stranger.
@@ -17,8 +17,11 @@ from typing import Any
 from plaudit.wire.fingerprint import base_fingerprint, file_sha256
 from plaudit.wire.versions import Manifest, ProofReport, ReplicaProof
 from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter, check_artefact, read_base
+from plaudit_server.engine.assignment import spare
 from plaudit_server.engine.audit import Believed, Difference, Held, compare, removable
 from plaudit_server.engine.base import AdapterRef, Others
+from plaudit_server.engine.exchange import labels
+from plaudit_server.engine.placement import Placement
 from plaudit_server.engine.swap import (
     BASE,
     Bounds,
@@ -90,6 +93,7 @@ class Residency:
         self._known: dict[str, AdapterRef] = {}
         self._swapping = asyncio.Lock()
         self._notes: dict[str, _Notes] = {}
+        self.placement = Placement(base, self._bounds, drain_s=settings.engine_drain_s, sibling=_sibling)
         self.retiring: set[str] = set()
         self.others: Others | None = None
         """Other gateways on these replicas; None: there is none."""
@@ -109,6 +113,8 @@ class Residency:
 
     async def install(self, adapter: AdapterRef) -> ProofReport:
         """Check, load and prove a version; see `Engine.install`."""
+        if adapter.kind == "full":
+            return await self._install_whole(adapter)
         started = time.monotonic()
         while adapter.name in self.retiring:  # noqa: ASYNC110  # it is on its way out; load it afresh then
             await asyncio.sleep(_DRAIN_POLL_S)
@@ -127,10 +133,53 @@ class Residency:
                 self._known[adapter.name] = adapter
             return report
 
+    async def _install_whole(self, ref: AdapterRef) -> ProofReport:
+        """Check a whole model, swap it in and prove it on one replica; see `Engine.install`."""
+        started = time.monotonic()
+        async with self._swapping:
+            ready = self._alone()
+            holder = next((r for r in ready if r.weights == ref.name), None)
+            if holder is not None and holder.proof is not None and self.placement.has(ref):
+                return _report(started, [holder.proof], None)
+            try:
+                model = await self.placement.check(ref)
+                held, loads = [r.weights for r in ready], [r.load for r in ready]
+                replica = ready[spare(held, loads, self.placement.wanted)]
+                proof = await self.placement.bring(replica, model)
+            except ArtefactRefused as error:
+                return _report(started, [], str(error))
+            if proof.passed:
+                self.placement.installed(ref)
+            else:
+                await self._put_all_back(replica)
+            return _report(started, [proof], None if proof.passed else f"{proof.replica}: {proof.reason}")
+
+    async def place(self, wanted: Sequence[str]) -> None:
+        """Have these whole models live; see `Engine.place`."""
+        if list(wanted) == self.placement.wanted and not self.placement.unsettled(self._replicas()):
+            return
+        async with self._swapping:
+            self.placement.wanted = list(wanted)
+            for replica in await self.placement.settle(self._alone()):
+                await self._put_all_back(replica)
+
+    def _alone(self) -> list[Replica]:
+        """The ready replicas, if no other gateway asks them: it would not know what they hold."""
+        if self.others is not None:
+            raise EngineUnavailable(
+                "Another gateway uses these replicas; whole models are swapped in place by one gateway only.",
+                code="several_gateways",
+            )
+        if not (ready := [r for r in self._replicas() if r.ready]):
+            raise EngineUnavailable()
+        return ready
+
     def _enough(self) -> list[Replica]:
-        """The ready replicas. Raises EngineUnavailable where they are fewer than the quorum."""
-        ready = [r for r in self._replicas() if r.ready]
+        """The ready replicas that hold the base model. Raises EngineUnavailable where they are below the quorum."""
+        ready = [r for r in self._replicas() if r.serves(BASE)]
         quorum = self._settings.engine_quorum or 1
+        if not ready and any(r.ready for r in self._replicas()):
+            raise EngineUnavailable("No engine replica holds the base model now, which adapters are loaded on.")
         if not ready:
             raise EngineUnavailable()
         if len(ready) < quorum:
@@ -230,7 +279,7 @@ class Residency:
             yield replica.model(adapter.parent)
             return
         known = self._known.get(adapter.parent)
-        ref = known if known is not None else await asyncio.to_thread(_sibling, checked)
+        ref = known if known is not None else await asyncio.to_thread(_sibling, checked.folder.parent, adapter.parent)
         parent = await self._check(ref)
         async with loaded_for_a_while(replica, ref, parent) as lora_name:
             yield lora_name
@@ -260,11 +309,26 @@ class Residency:
         """Called when a replica has come up, before it is ready: put back what was installed, with proof."""
         async with self._swapping:
             self._notes.pop(replica.name, None)
+            await self._weights_back(replica)
             await self._take_away(replica, await self._compare(replica, ask_workers=True))
-            for version in list(self._installed):
-                await self._put_back(replica, version)
+            await self._put_all_back(replica)
             # Within the lock, so that a swap that waits for it sees this replica.
             replica.state = "ready"
+
+    async def _weights_back(self, replica: Replica) -> None:
+        """The whole model that it is to hold, and before that whatever it holds known. Raises SwapRefused."""
+        if self.others is None:
+            await self.placement.restore(replica)
+        elif await labels(replica.reach()) <= {""}:
+            replica.weights = BASE
+        else:
+            raise SwapRefused("another gateway has swapped a whole model in here, which must then be its only gateway")
+
+    async def _put_all_back(self, replica: Replica) -> None:
+        """Adapters, where the base model is what they are loaded on. The lock must be held."""
+        if replica.weights == BASE:
+            for version in set(self._installed) - set(replica.resident):
+                await self._put_back(replica, version)
 
     async def look(self, replica: Replica) -> None:
         """Compare what a ready replica holds with what we believe, and mend the difference.
@@ -275,14 +339,16 @@ class Residency:
         notes = self._notes.setdefault(replica.name, _Notes())
         now = time.monotonic()
         ask_workers = now - notes.workers_asked_at >= WORKERS_ASKED_EVERY_S
+        if self._swapping.locked() and (replica.swapping or replica.weights != BASE):
+            return  # what is under way is looked at when it is over
+        if replica.weights != BASE and not await self._as_believed(replica):
+            await self._again(replica, "its weights are not those that were put in place")
+            return
         difference = await self._compare(replica, ask_workers=ask_workers)
         if ask_workers:
             notes.workers_asked_at = now
         if difference.restarted:
-            _log.warning("engine %s was restarted: it holds nothing of ours", replica.name)
-            replica.restarts, replica.state = replica.restarts + 1, "starting"
-            replica.forget()
-            await self.restore(replica)
+            await self._again(replica, "it holds nothing of ours")
             return
         due = self._due(replica, notes, now)
         strange = difference.strange_names or difference.strange_numbers
@@ -295,12 +361,27 @@ class Residency:
                 if version in self._installed:
                     await self._put_back(replica, version)
 
+    async def _as_believed(self, replica: Replica) -> bool:
+        """Whether a replica without the base model holds what is believed; also where that has just changed."""
+        before = replica.weights
+        believed = await self.placement.is_as_believed(replica)
+        return believed or self._swapping.locked() or replica.weights is not before
+
+    async def _again(self, replica: Replica, why: str) -> None:
+        """Everything anew, before it is ready again."""
+        _log.warning("engine %s was restarted: %s", replica.name, why)
+        replica.restarts, replica.state = replica.restarts + 1, "starting"
+        replica.forget()
+        await self.restore(replica)
+
     def lost(self, replica: Replica, version: str, why: str) -> None:
         """A replica turned out not to have a version: no further request for it there until it is proven again."""
         if replica.resident.pop(version, None) is not None:
             _log.error("engine %s lost %s (%s); it is loaded and proven again", replica.name, version, why)
 
     def _due(self, replica: Replica, notes: _Notes, now: float) -> list[str]:
+        if replica.weights != BASE:
+            return []
         missing = set(self._installed) - set(replica.resident) - self.retiring
         return sorted(version for version in missing if notes.try_again_at.get(version, now) <= now)
 
@@ -367,16 +448,15 @@ class Residency:
             _log.error("%s was not put back on %s: %s", version, replica.name, reason)
 
 
-def _sibling(checked: CheckedAdapter) -> AdapterRef:
+def _sibling(child: Path, name: str) -> AdapterRef:
     """The parent's folder beside its child's, where the trainer puts versions."""
-    name = checked.manifest.parent
-    folder = checked.folder.parent.parent / name
+    folder = child.parent / name
     try:
         manifest_sha256 = file_sha256(folder / "manifest.json")
-        grandparent = Manifest.model_validate_json((folder / "manifest.json").read_bytes()).parent
+        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ArtefactRefused(f"there is no folder of it at {folder}") from error
-    return AdapterRef(name=name, parent=grandparent, location=str(folder), manifest_sha256=manifest_sha256)
+    return AdapterRef(name, manifest.parent, str(folder), manifest_sha256, manifest.kind)
 
 
 def _report(started: float, proofs: list[ReplicaProof], reason: str | None) -> ProofReport:

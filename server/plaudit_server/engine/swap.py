@@ -41,7 +41,17 @@ class Resident:
 
 @dataclass(slots=True)
 class Replica:
-    """One vLLM server as the engine sees it. `url` is None for a child of ours; draining, it takes nothing new."""
+    """One vLLM server as the engine sees it. `url` is None for a child of ours; draining, it takes nothing new.
+
+    Attributes:
+        weights: the whole model that it answers with, proven; None where it answers with none.
+        goal: the whole model that it is to have, also after a restart.
+        swapping: one whole model is being put in the place of another.
+        condemned: why its process must be replaced, if it must.
+        proof: that of `weights`, where it has one.
+        held_since: every whole model that was put in place, in that order.
+        parent_scores: by a whole model's label, what its parent gave for its probe in this life of the process.
+    """
 
     name: str
     url: str | None = None
@@ -52,6 +62,13 @@ class Replica:
     resident: dict[str, Resident] = field(default_factory=dict)
     in_flight: Counter[str] = field(default_factory=Counter)
     draining: bool = False
+    weights: str | None = BASE
+    goal: str = BASE
+    swapping: bool = False
+    condemned: str | None = None
+    proof: ReplicaProof | None = None
+    held_since: list[str] = field(default_factory=list)
+    parent_scores: dict[str, list[list[float]]] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
 
     @property
@@ -66,11 +83,16 @@ class Replica:
 
     def serves(self, version: str) -> bool:
         """Whether it is ready and has the version proven."""
-        return self.ready and (version == BASE or version in self.resident)
+        return self.ready and not self.swapping and (version == self.weights or version in self.resident)
 
     def model(self, version: str) -> str:
         """The name by which vLLM knows the version here."""
-        return BASE if version == BASE else self.resident[version].lora_name
+        return self.resident[version].lora_name if version in self.resident else BASE
+
+    def versions(self) -> list[str]:
+        """All that it would answer for."""
+        held = [] if self.weights is None or self.swapping else [self.weights]
+        return [*held, *self.resident] if self.ready else []
 
     def reach(self) -> ReplicaClient:
         """Its client."""
@@ -81,6 +103,8 @@ class Replica:
     def forget(self) -> None:
         """Its process is gone, and everything in it."""
         self.resident.clear()
+        self.parent_scores.clear()
+        self.weights, self.condemned = None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +178,7 @@ async def _prove(
     try:
         await _prove_bytes(replica, resident, adapter, proof)
         result = await probe_replica(replica.reach(), resident.lora_name, parent_model, adapter.probe, bounds)
-        _fill(proof, result)
+        fill(proof, result)
     except EngineUnavailable:
         raise
     except (SwapRefused, EngineError) as error:
@@ -176,7 +200,7 @@ async def adopt(replica: Replica, ref: AdapterRef, adapter: CheckedAdapter, *, w
         await asyncio.sleep(_ADOPT_POLL_S)
     workers = await held_numbers(client)
     for number in sorted(set.intersection(*workers)):
-        answers = await client.call_workers("plaudit_digests", number, adapter.manifest.lora.rank)
+        answers = await client.call_workers("plaudit_digests", number, adapter.rank)
         if answers and all(_compare(place, answer, adapter)[1] is None for place, answer in enumerate(answers)):
             return Resident(ref, names[0], frozenset({number}))
     return None
@@ -229,7 +253,7 @@ async def held_numbers(client: ReplicaClient) -> list[set[int]]:
 async def _prove_bytes(replica: Replica, resident: Resident, adapter: CheckedAdapter, proof: ReplicaProof) -> None:
     """Each worker must hold exactly the published tensors. Fills `tensors_matched` and `workers`."""
     (number,) = resident.numbers
-    rank = adapter.manifest.lora.rank
+    rank = adapter.rank
     answers = await replica.reach().call_workers("plaudit_digests", number, rank)
     proof.workers = len(answers)
     matches = [await asyncio.to_thread(_compare, place, answer, adapter) for place, answer in enumerate(answers)]
@@ -254,7 +278,7 @@ def _compare(place: int, answer: Any, adapter: CheckedAdapter) -> tuple[int, str
     return matched, None
 
 
-def _fill(proof: ReplicaProof, result: ProbeResult) -> None:
+def fill(proof: ReplicaProof, result: ProbeResult) -> None:
     """Into the proof: slope, interval, correlation, tokens, and why it fails if it does."""
     proof.slope, proof.low, proof.high = result.slope, result.low, result.high
     proof.correlation, proof.tokens, proof.reason = result.correlation, result.tokens, result.reason

@@ -39,6 +39,22 @@ class TracedEngine:
         """Bring the replicas in line with the fleet's list."""
         self._engine.follow(members, others)
 
+    def is_up(self) -> bool:
+        """Whether some replica is up."""
+        return self._engine.is_up()
+
+    def weights(self) -> set[str]:
+        """Whole models that some ready replica answers with."""
+        return self._engine.weights()
+
+    def capacity(self) -> int:
+        """How many whole models can be live at once."""
+        return self._engine.capacity()
+
+    async def place(self, wanted: Sequence[str]) -> None:
+        """Have these whole models live."""
+        await self._engine.place(wanted)
+
     def is_ready(self, version: str = "base") -> bool:
         """Whether a chat on `version` would be answered."""
         return self._engine.is_ready(version)

@@ -21,7 +21,7 @@ from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit.wire.versions import ProofReport
 from plaudit_server.engine.base import AdapterRef, ChatStream, ChatTrace, Member, Others
 from plaudit_server.engine.choice import conversation_key
-from plaudit_server.engine.fleet import Connect, Fleet, counted
+from plaudit_server.engine.fleet import Connect, Fleet, counted, unchanged
 from plaudit_server.engine.process import Launcher, launch_vllm
 from plaudit_server.engine.replica import TRAINER_PRIORITY, ReplicaClient
 from plaudit_server.engine.residency import Residency
@@ -86,13 +86,29 @@ class VllmEngine:
         self.residency.others = others
         self.fleet.follow(members)
 
+    def is_up(self) -> bool:
+        """Whether some replica is up, whatever it holds."""
+        return bool(self.fleet.up)
+
+    def weights(self) -> set[str]:
+        """Whole models that some ready replica answers with."""
+        return {one.weights for one in self.fleet.up if one.weights is not None and not one.swapping}
+
+    def capacity(self) -> int:
+        """Replicas that are not being drained."""
+        return sum(not one.draining for one in self.fleet.replicas)
+
+    async def place(self, wanted: Sequence[str]) -> None:
+        """Have these whole models live; see `Engine.place`."""
+        await self.residency.place(wanted)
+
     def is_ready(self, version: str = BASE) -> bool:
         """Whether some replica would answer a chat on `version`."""
         return version not in self.residency.retiring and bool(self.fleet.serving(version))
 
     def resident(self) -> set[str]:
         """Versions that hold a place; empty while no replica is ready."""
-        return {BASE} | self.residency.versions() if self.fleet.serving(BASE) else set()
+        return self.weights() | self.residency.versions() if self.fleet.up else set()
 
     async def base_fingerprint(self) -> str:
         """Identity of the base model."""
@@ -112,9 +128,12 @@ class VllmEngine:
         """One whole chat completion; see `Engine.chat`."""
 
         async def ask(replica: Replica) -> tuple[JsonObject, ChatTrace]:
+            before = len(replica.held_since)
             with counted(replica, version):
                 model = replica.model(version)
-                return await replica.reach().chat(body, model=model, version=version, request_id=request_id)
+                answer = await replica.reach().chat(body, model=model, version=version, request_id=request_id)
+            answer[1].also_by += replica.held_since[before:]
+            return answer
 
         return await self._ask(version, body, ask, _never_arrived)
 
@@ -122,17 +141,20 @@ class VllmEngine:
         """As `chat`, streamed."""
 
         async def ask(replica: Replica) -> ChatStream:
+            before = len(replica.held_since)
             until_closed = contextlib.ExitStack()
             until_closed.enter_context(counted(replica, version))
             try:
                 async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                    return await replica.reach().chat_stream(
+                    stream = await replica.reach().chat_stream(
                         body,
                         model=replica.model(version),
                         version=version,
                         request_id=request_id,
                         on_close=until_closed.close,
                     )
+                until_closed.callback(lambda: stream.trace.also_by.extend(replica.held_since[before:]))
+                return stream
             except TimeoutError as error:
                 until_closed.close()
                 raise EngineUnavailable(
@@ -186,7 +208,7 @@ class VllmEngine:
         """Draw answers for the trainer on all replicas that have the version; see `Engine.generate`."""
 
         async def on(replica: Replica, places: Sequence[int]) -> list[GeneratedAnswer]:
-            with counted(replica, version):
+            with counted(replica, version), unchanged(replica):
                 answers = await replica.reach().generate(
                     [prompts[i] for i in places], model=replica.model(version), n=n, sampling=sampling
                 )
@@ -198,7 +220,7 @@ class VllmEngine:
     async def score(self, sequences: Sequence[TokenSequence], *, version: str) -> list[list[float]]:
         """Log-probability (nats) of each response token under `version`."""
         replica = self._pick(version, None)
-        with counted(replica, version):
+        with counted(replica, version), unchanged(replica):
             return await replica.reach().score(sequences, model=replica.model(version), priority=TRAINER_PRIORITY)
 
     def _pick(self, version: str, key: str | None) -> Replica:

@@ -1,4 +1,4 @@
-"""Runs inside vLLM's workers (`--worker-extension-cls`): says which adapter tensors are resident there.
+"""Runs inside vLLM's workers (`--worker-extension-cls`): says which tensors are resident there, and replaces weights.
 
 vLLM mixes this class into its worker class; `/collective_rpc` calls it in every worker. It is written against the
 LoRA manager of vLLM 0.26 to 0.33. It never raises: an exception here would end as a 500 without an explanation.
@@ -7,6 +7,8 @@ LoRA manager of vLLM 0.26 to 0.33. It never raises: an exception here would end 
 import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from plaudit_server.engine import worker_weights
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,37 @@ class AdapterInspector:
         for number in numbers:
             self.remove_lora(number)  # type: ignore[attr-defined]  # the worker's own method
         return self.plaudit_adapters()
+
+    def plaudit_weights(self, label: str | None = None) -> dict[str, Any]:
+        """Which weights this worker was told to hold, and in which type it computes.
+
+        The label is that of the last reload, empty where there was none.
+
+        Args:
+            label: `?` from the beginning of a swap, so that one that is interrupted can be told.
+        """
+        if label is not None:
+            self._plaudit_label = label
+        return {"label": getattr(self, "_plaudit_label", ""), "dtype": worker_weights.dtype(self)}
+
+    def plaudit_reload(self, folder: str, label: str) -> dict[str, Any]:
+        """Replace the whole model's weights by those in a folder; generation must be paused.
+
+        The label is `?` where it failed. Returns the label, or error.
+        """
+        self._plaudit_label = "?"
+        try:
+            worker_weights.reload_from(self, folder)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, OSError) as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        return self.plaudit_weights(label)
+
+    def plaudit_weight_digests(self) -> dict[str, Any]:
+        """SHA-256 of every weight that this worker computes with (`worker_weights.digests`), or error."""
+        try:
+            return worker_weights.digests(self)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def plaudit_digests(self, number: int, rank: int) -> dict[str, Any]:
         """SHA-256 of an adapter's matrices in this worker.

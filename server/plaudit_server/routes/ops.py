@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 
 from plaudit.wire.ops import Health
 from plaudit_server.domain.moments import now_ms, to_moment
-from plaudit_server.domain.versions import BASE
 from plaudit_server.routes.shared import Reader, S, guarded_router
 from plaudit_server.scrape import scrape
 from plaudit_server.services import Services
@@ -43,7 +42,7 @@ def _health(services: Services) -> Health:
     engine: EngineState = "ready" if "ready" in states else "starting" if "starting" in states else "down"
     answers = services.serving.answers()
     return Health(
-        status="ok" if answers else "degraded" if services.engine.is_ready(BASE) or engine == "down" else "starting",
+        status="ok" if answers else "degraded" if services.engine.is_up() or engine == "down" else "starting",
         release=RELEASE,
         engine=engine,
         fake_engine=services.engine.is_fake,

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from plaudit.wire.training import RunCreate, RunState, RunUpdate
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.records import MetricPoint, Rows, RunRow
-from plaudit_server.domain.versions import version_name
+from plaudit_server.domain.versions import check_parent, version_name
 from plaudit_server.errors import Conflict, NotFound
 from plaudit_server.store import leases, paging
 from plaudit_server.store import tables as t
@@ -25,7 +25,7 @@ async def create(conn: AsyncConnection, request: RunCreate, *, now_ms: int) -> R
     Raises:
         NotFound: there is no such batch, or no such parent.
         Conflict: this worker does not hold it (code `lease_lost`), or without a batch, holds one; the parent was given
-            though there is a batch, or cannot serve.
+            though there is a batch, cannot serve, or is a whole model that no adapter can be trained on.
     """
     batch_id = request.batch_id
     if batch_id is None:
@@ -113,6 +113,8 @@ async def metrics(conn: AsyncConnection, run_id: str) -> list[MetricPoint]:
 async def _new(conn: AsyncConnection, request: RunCreate, batch_id: str, now_ms: int) -> dict[str, Any]:
     version = t.versions.c
     parent = await _parent(conn, request.parent)
+    if request.batch_id is not None:  # what learns from feedback trains an adapter
+        check_parent("adapter", parent.name, parent.kind)
     # A tuned version has learnt from no votes: it has no reward model and critic that could go on.
     taught = (version.location.is_not(None), version.records > 0)
     newest = select(version.location).where(*taught).order_by(version.number.desc()).limit(1)
@@ -132,10 +134,10 @@ async def _new(conn: AsyncConnection, request: RunCreate, batch_id: str, now_ms:
     }
 
 
-async def _parent(conn: AsyncConnection, name: str | None) -> Row[Any, Any, Any]:
+async def _parent(conn: AsyncConnection, name: str | None) -> Row[Any, Any, Any, Any]:
     """Name, location, state of what a run starts from. Raises NotFound, or Conflict where it was never proven."""
     version, alias = t.versions.c, t.aliases.c
-    known = select(version.name, version.location, version.state)
+    known = select(version.name, version.location, version.state, version.kind)
     if name is None:
         return (await conn.execute(known.join_from(t.aliases, t.versions).where(alias.name == "stable"))).one()
     found = (await conn.execute(known.where(version.name == name))).first()

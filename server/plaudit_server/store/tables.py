@@ -192,6 +192,7 @@ versions = Table(
     metadata,
     Column("name", VERSION, primary_key=True),
     Column("number", Integer, nullable=False, unique=True),
+    Column("kind", STATE, nullable=False, server_default="adapter"),
     Column("state", STATE, nullable=False),
     Column("reason", Text),
     Column("parent", VERSION, ForeignKey("versions.name")),

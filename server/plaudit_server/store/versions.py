@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from plaudit.wire.training import RunState
 from plaudit.wire.versions import AliasName, GateReport, ProofReport, VersionCreate, VersionState
 from plaudit_server.domain.records import LineageData, Rows, RunRow, VersionRow
-from plaudit_server.domain.versions import check_transition, version_number
+from plaudit_server.domain.versions import check_parent, check_transition, version_number
 from plaudit_server.errors import Conflict, NotFound
 from plaudit_server.store import leases, paging, runs
 from plaudit_server.store import tables as t
@@ -28,8 +28,8 @@ async def register(conn: AsyncConnection, request: VersionCreate, *, now_ms: int
 
     Raises:
         NotFound: there is no such run.
-        Conflict: the run reserved another name, the batches or the parent are not the run's, the lease is lost, or
-            something else was registered under the name.
+        Conflict: the run reserved another name, the batches or the parent are not the run's, the parent is of a kind
+            that this one cannot be trained from, the lease is lost, or something else was registered under the name.
     """
     run = await runs.get(conn, request.run_id)
     known = (await conn.execute(select(t.versions).where(_version.name == request.name))).one_or_none()
@@ -37,6 +37,7 @@ async def register(conn: AsyncConnection, request: VersionCreate, *, now_ms: int
         _check_same(known, request)
         return await get(conn, request.name), False
     _check_run(run, request)
+    check_parent(request.kind, request.parent, (await get(conn, request.parent)).kind)
     await leases.check_held(conn, run.batch_id, run.worker, now_ms=now_ms)
     await conn.execute(insert(t.versions).values(_to_row(request, now_ms)))
     records = await leases.consume(conn, request.batch_ids, request.name, now_ms=now_ms)
@@ -144,9 +145,9 @@ async def _parents(conn: AsyncConnection) -> dict[str, str | None]:
 
 
 def _check_same(known: Row[Any], request: VersionCreate) -> None:
-    was = (known.run_id, known.manifest_sha256, known.location, known.parent, known.state == "rejected")
+    was = (known.run_id, known.manifest_sha256, known.location, known.parent, known.kind, known.state == "rejected")
     outcome = request.outcome == "rejected"
-    if was != (request.run_id, request.manifest_sha256, request.location, request.parent, outcome):
+    if was != (request.run_id, request.manifest_sha256, request.location, request.parent, request.kind, outcome):
         raise Conflict(f"Something else was registered as {request.name} before.", code="version_exists")
 
 
@@ -168,6 +169,7 @@ def _to_row(request: VersionCreate, now_ms: int) -> dict[str, Any]:
     return {
         "name": request.name,
         "number": version_number(request.name),
+        "kind": request.kind,
         "state": "loading" if request.outcome == "candidate" else "rejected",
         "reason": request.reason or refusal if request.outcome == "rejected" else None,
         "parent": request.parent,

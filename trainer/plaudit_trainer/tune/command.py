@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--register",
         action=argparse.BooleanOptionalAction,
-        help="register the adapter with the server (where an address or a key is at hand)",
+        help="register the result with the server (an adapter also unasked, where an address or a key is at hand)",
     )
     parser.add_argument("--url", help="address of the server (PLAUDIT_TRAINER_URL, http://127.0.0.1:8000)")
     parser.add_argument("--key-file", type=Path, help="file with a trainer's key (<PLAUDIT_DATA>/trainer.key)")
@@ -94,7 +94,7 @@ def _tune(given: argparse.Namespace) -> int:
     plan = _plan(given, find_base(config))
     data.load(plan.paths, skip_bad=plan.skip_bad)  # before anything heavy is imported
     language = read_language(plan.base)
-    server = _server(given, config, as_adapter=is_adapter(plan, language))
+    server = _server(given, config, as_adapter=is_adapter(plan, language), is_seq2seq=language.is_seq2seq)
     material = prepare(plan, language)
     _print_counts(console, material)
     if not (language.has_own_template or language.is_seq2seq):
@@ -174,7 +174,9 @@ class _Server:
     is_must: bool
 
 
-def _server(given: argparse.Namespace, config: "TrainerConfig", *, as_adapter: bool) -> _Server | None:
+def _server(
+    given: argparse.Namespace, config: "TrainerConfig", *, as_adapter: bool, is_seq2seq: bool
+) -> _Server | None:
     """Where the result is to be registered, None for nowhere. Told before training, not after."""
     from plaudit_trainer.__main__ import SettingError, _checked_url, find_key
 
@@ -182,9 +184,9 @@ def _server(given: argparse.Namespace, config: "TrainerConfig", *, as_adapter: b
     at_hand = bool(named) or (config.data / "trainer.key").is_file()
     if given.register is False or (given.register is None and not (at_hand and as_adapter)):
         return None
-    if not as_adapter:
+    if is_seq2seq and not as_adapter:
         raise SettingError(
-            "--register: only LoRA adapters of causal models can be swapped in beside a running base; "
+            "--register: vLLM serves no encoder–decoder model, so it cannot be swapped in; "
             "serve what this tunes with PLAUDIT_MODEL"
         )
     return _Server(_checked_url(config.url), find_key(config), bool(given.register))
@@ -207,7 +209,7 @@ def _register(console: "Console", server: _Server, out: Path, report: "TuneRepor
         if server.is_must:
             raise
         say(f"not registered: {error}")
-        say(f"the adapter is complete in {out}; the same command with --register tries again")
+        say(f"the tuning is complete in {out}; the same command with --register tries again")
         return 0
     state = "the server is proving it" if report.gate.passed else "rejected by the gate: it stays visible, never serves"
     say(f"registered at {server.url} as {version}; {state}: plaudit versions show {version}")
@@ -242,8 +244,8 @@ def _print_figures(console: "Console", report: "TuneReport", out: Path) -> None:
 def _say_how_to_serve(console: "Console", report: "TuneReport", out: Path) -> None:
     if report.kind == "model":
         console.print(
-            "a whole model cannot be swapped in as an adapter; "
-            f"serve it by starting the server with PLAUDIT_MODEL={(out / 'model').resolve()}",
+            "a whole model takes the base model's place: swap it in by the same command with --register, or "
+            f"start the server with PLAUDIT_MODEL={(out / 'model').resolve()}",
             markup=False,
             highlight=False,
             soft_wrap=True,

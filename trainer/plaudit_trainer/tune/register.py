@@ -1,4 +1,4 @@
-"""A tuned adapter's way to the server: a run without a batch, a published folder, a registered version.
+"""A tuned model's way to the server: a run without a batch, a published folder, a registered version.
 
 Like any other version it is loaded and proven by the server before it may serve. Its run has learnt from no feedback:
 the server gives it an empty batch, whose lease is the run's.
@@ -13,7 +13,6 @@ from typing import Literal
 from plaudit.errors import APIStatusError
 from plaudit.wire.base import JsonObject
 from plaudit.wire.training import Run, RunCreate, RunUpdate
-from plaudit.wire.versions import LoraShape
 from plaudit_trainer.client import TrainerClient, connect
 from plaudit_trainer.publish import (
     BadVersion,
@@ -47,7 +46,7 @@ class TuningClient(TrainerClient):
 def register(
     out: Path, report: TuneReport, *, base: Path, data: Path, url: str, key: str, say: Callable[[str], None]
 ) -> str:
-    """Publish the adapter in `out` as a version's folder below `data`, and register it.
+    """Publish the adapter or whole model in `out` as a version's folder below `data`, and register it.
 
     Returns:
         The version's name.
@@ -76,6 +75,8 @@ def register(
 
 
 def _register(out: Path, report: TuneReport, base: Path, versions: Path, client: TuningClient) -> tuple[str, Path]:
+    if not (out / "probe.json").is_file():
+        raise NotRegistered("it has no probe, so nothing could be proven; serve it with PLAUDIT_MODEL")
     run = client.begin(report.digest, report.settings)
     folder = None
     try:
@@ -103,7 +104,8 @@ def _give_up(client: TuningClient, run: Run, error: Exception) -> None:
 def _publish(out: Path, report: TuneReport, base: Path, versions: Path, run: Run) -> Path:
     folder = workspace(versions, run.version)
     try:
-        shutil.copytree(out / "adapter", folder / "adapter")
+        weights = "adapter" if report.kind == "adapter" else "model"
+        shutil.copytree(out / weights, folder / weights)
         for name in ("probe.json", "tune.json"):
             shutil.copyfile(out / name, folder / name)
         return publish(
@@ -112,18 +114,12 @@ def _publish(out: Path, report: TuneReport, base: Path, versions: Path, run: Run
             origin=Origin(
                 version=run.version, parent=run.parent, run_id=run.id, batch_ids=[run.batch_id], base_model=base.name
             ),
-            lora=_shape(report),
+            lora=report.lora,
             outcome=_outcome(report),
             base=base,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # renamed, unless something failed
-
-
-def _shape(report: TuneReport) -> LoraShape:
-    if report.lora is None:
-        raise NotRegistered("a whole model is no adapter and cannot be swapped in; serve it with PLAUDIT_MODEL")
-    return report.lora
 
 
 def _outcome(report: TuneReport) -> PublishedOutcome:

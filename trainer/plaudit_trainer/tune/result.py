@@ -2,8 +2,8 @@
 
 OUT/tune.json          what was done, on which rows, with which figures
 OUT/adapter/           LoRA on a causal model: what vLLM loads beside its base
-OUT/probe.json         beside an adapter: what proves that it is live
 OUT/model/             --full, or an encoder–decoder model: a Hugging Face folder for PLAUDIT_MODEL
+OUT/probe.json         beside an adapter or a whole causal model: what proves that it is live
 OUT/registered.json    where it was registered, and as what
 .tmp-OUT-x1y2/         what a tuning is writing; an interrupted one's is removed by the next
 """

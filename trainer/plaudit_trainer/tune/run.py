@@ -263,7 +263,8 @@ def _backbone(work: _Work) -> "Backbone":
 
 
 def _tune_model(work: _Work) -> _Tuned:
-    """Every weight, or an encoder–decoder model: `model/`."""
+    """Every weight, or an encoder–decoder model: `model/`, and of a causal one `probe.json`."""
+    from plaudit_trainer.adapters import precision_on
     from plaudit_trainer.architecture import pick_device, pick_dtype
     from plaudit_trainer.tune.train import load_model, train_model
 
@@ -272,7 +273,20 @@ def _tune_model(work: _Work) -> _Tuned:
     before = work.evaluated(load_model(work.plan.base, language, config, dtype), "before")
     train_model(work.lesson(), folder)
     after = work.evaluated(load_model(folder, language, config, dtype), "after")
-    return before, after, None, {}
+    if language.is_seq2seq:
+        return before, after, None, {}
+    from plaudit_trainer.tune.whole_probe import make_whole_probe
+
+    work.display.stage("probe", None)
+    probe, figures = make_whole_probe(
+        lambda dtype: load_model(work.plan.base, language, config, dtype),
+        lambda dtype: load_model(folder, language, config, dtype),
+        _exchanges(work.material),
+        config,
+        precision_on(pick_device(config).type, config),
+    )
+    (work.folder / "probe.json").write_text(probe.model_dump_json(), encoding="utf-8")
+    return before, after, None, figures
 
 
 def judge(figures: dict[str, Comparison]) -> GateReport:

@@ -114,6 +114,7 @@ def row(version: "Version") -> tuple[str, ...]:
 def _facts(version: "Version") -> list[tuple[str, str]]:
     return [
         ("version", version.name),
+        ("kind", version.kind),
         ("state", version.state),
         ("reason", version.reason or ""),
         ("aliases", ", ".join(version.aliases)),

@@ -16,6 +16,7 @@ from plaudit.wire.versions import (
     PromoteRequest,
     Version,
     VersionCreate,
+    VersionKind,
     VersionState,
 )
 
@@ -63,12 +64,16 @@ class Versions(Resource[D_co]):
         manifest_sha256: str,
         outcome: Literal["candidate", "rejected"],
         gate: GateReport,
+        kind: VersionKind | None = None,
         reason: str | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> Call[Version]:
         """Register a version whose folder is complete. Its batches are acknowledged in the same transaction.
 
         Returns at once with state `loading` (or `rejected`); `wait` follows it to its proof.
+
+        Args:
+            kind: `full` where the folder holds a whole model; without it an adapter.
         """
         body = ask(
             VersionCreate,
@@ -80,6 +85,7 @@ class Versions(Resource[D_co]):
             manifest_sha256=manifest_sha256,
             outcome=outcome,
             gate=gate,
+            kind=kind,
             reason=reason,
             metrics=metrics,
         )

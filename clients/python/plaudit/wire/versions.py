@@ -13,6 +13,10 @@ VersionState = Literal[
     "failed",  # failed the artefact check or the swap probe; never got traffic
 ]
 AliasName = Literal["stable", "canary", "previous"]
+VersionKind = Literal[
+    "adapter",  # LoRA matrices on the base model: many live beside each other on a replica
+    "full",  # a whole model of the base model's architecture: a replica holds one at a time
+]
 
 
 class GateCheck(ResponseModel):
@@ -41,7 +45,7 @@ class GateReport(ResponseModel):
 
 
 class ReplicaProof(ResponseModel):
-    """What one replica showed of one adapter."""
+    """What one replica showed of one version."""
 
     replica: str
     passed: bool
@@ -67,7 +71,7 @@ class ProofReport(ResponseModel):
 
 
 class TensorDigest(ResponseModel):
-    """SHA-256 of one adapter tensor's bytes as stored (row-major)."""
+    """SHA-256 of one tensor's bytes as stored (row-major)."""
 
     sha256: str
     shape: list[int]
@@ -92,10 +96,13 @@ class LoraShape(ResponseModel):
 class Manifest(ResponseModel):
     """`manifest.json`, written last: a version's folder without one does not exist.
 
-    Paths are relative to the version's folder; the adapter lies in `adapter/`, the probe in `probe.json`.
+    Paths are relative to the version's folder; the adapter lies in `adapter/` or the whole model in `model/`, the probe
+    in `probe.json`. `lora` is None where the version is a whole model; `base_fingerprint` is the served base model's
+    either way.
     """
 
     format: Literal[1] = 1
+    kind: VersionKind = "adapter"
     version: VersionName
     parent: VersionName
     base_model: str
@@ -103,7 +110,7 @@ class Manifest(ResponseModel):
     run_id: str
     batch_ids: list[str]
     created_at: Moment
-    lora: LoraShape
+    lora: LoraShape | None = None
     files: dict[str, FileDigest]
     tensors: dict[str, TensorDigest]
     software: dict[str, str] = Field(default_factory=dict)
@@ -134,6 +141,7 @@ class VersionCreate(RequestModel):
     """Register a version whose folder is complete. Also acknowledges its batches, in the same transaction."""
 
     name: VersionName
+    kind: VersionKind = Field(default="adapter", description="what the folder holds: an adapter, or a whole model")
     run_id: str
     batch_ids: list[str] = Field(min_length=1)
     parent: VersionName
@@ -146,10 +154,11 @@ class VersionCreate(RequestModel):
 
 
 class Version(ResponseModel):
-    """A policy version: an immutable LoRA adapter and everything known of it."""
+    """A policy version: an immutable LoRA adapter or whole model, and everything known of it."""
 
     object: Literal["version"] = "version"
     name: VersionName
+    kind: VersionKind = Field(default="adapter", description="base is a whole model, `full`")
     state: VersionState
     reason: str | None = Field(default=None, description="why it is rejected or failed, in words")
     parent: VersionName | None
