@@ -15,6 +15,7 @@ from plaudit_server.routes import (
     feedback,
     governance,
     ops,
+    overview,
     pages,
     replicas,
     rollouts,
@@ -88,7 +89,7 @@ def create_app(
     if tracing is not None:
         app.add_middleware(RequestSpans, tracing=tracing)
     install_error_handlers(app)
-    for each in (chat, feedback, signals, versions, rollouts, training, governance, replicas, ops):
+    for each in (chat, feedback, signals, versions, rollouts, training, governance, replicas, overview, ops):
         app.include_router(each.router)
     app.include_router(feedback.token_router)
     app.include_router(ops.open_router)

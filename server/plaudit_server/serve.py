@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from plaudit_server.app import create_app
 from plaudit_server.errors import SettingError
 from plaudit_server.protocol import bounded_protocol
+from plaudit_server.services import Services
 from plaudit_server.settings import Settings
 from plaudit_server.telemetry import configure_logging
 
@@ -84,15 +86,16 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     server = _Server(config)
-    _stop_on_signals(server)
+    _stop_on_signals(server, lambda: _end_streams(app))
     async with app.router.lifespan_context(app):
         await server.serve(sockets=[listening])
 
 
-def _stop_on_signals(server: uvicorn.Server) -> None:
+def _stop_on_signals(server: uvicorn.Server, end_streams: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(number: int, frame: FrameType | None = None) -> None:
+        end_streams()
         server.handle_exit(number, frame)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,6 +104,13 @@ def _stop_on_signals(server: uvicorn.Server) -> None:
         # A thread, because the pipe is shared with the other children and must stay blocking.
         watcher = threading.Thread(target=_watch_lifeline, args=(loop, stop), daemon=True, name="lifeline")
         watcher.start()
+
+
+def _end_streams(app: FastAPI) -> None:
+    """End those that would never end by themselves: the server waits for its connections."""
+    services: Services | None = getattr(app.state, "services", None)
+    if services is not None:
+        services.live.close()
 
 
 def _watch_lifeline(loop: asyncio.AbstractEventLoop, stop: Callable[[int], None]) -> None:

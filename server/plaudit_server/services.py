@@ -23,6 +23,7 @@ from plaudit_server.engine.traced import TracedEngine
 from plaudit_server.errors import PlauditError, SettingError
 from plaudit_server.first_keys import hash_key, mint_first_keys
 from plaudit_server.limits import Limits
+from plaudit_server.live import Live
 from plaudit_server.membership import Membership
 from plaudit_server.rollouts import Rollouts
 from plaudit_server.serving import Serving
@@ -56,6 +57,7 @@ class Services:
     serving: Serving
     answering: Answering
     rollouts: Rollouts
+    live: Live
     secret: bytes
     server_id: str
     redactor: Redactor
@@ -105,6 +107,7 @@ async def open_services(
         stack.push_async_callback(services.answering.close)
         stack.push_async_callback(services.serving.close)
         stack.push_async_callback(services.rollouts.close)
+        stack.callback(services.live.close)
         yield services
 
 
@@ -144,6 +147,7 @@ def _assemble(
             max_pending_key=settings.max_pending_chats_key,
         ),
         rollouts=Rollouts(database, serving, telemetry, tick_s=settings.rollout_tick_s),
+        live=Live(tick_s=settings.live_tick_s, max_listeners=settings.max_live_listeners),
         secret=secret,
         server_id=server_id,
         redactor=redactor,

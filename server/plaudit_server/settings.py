@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(default=10, gt=0, description="how long the headers of a request may take")
     body_timeout_s: float = Field(default=30, gt=0, description="how long the body of a request may take")
     max_stream_s: float = Field(default=600, gt=0, description="how long an answer may stream before it is ended")
+    live_tick_s: float = Field(
+        default=2, gt=0, description="seconds between two looks for `GET /v1/live`; more where one look takes long"
+    )
+    max_live_listeners: int = Field(
+        default=32, ge=1, description="streams of `GET /v1/live` beyond which the answer is 503"
+    )
     probe_slope_low: float = Field(default=0.8, description="the swap probe's interval must lie above this")
     probe_slope_high: float = Field(default=1.2, description="the swap probe's interval must lie below this")
 

@@ -1,12 +1,13 @@
 """Rows of the store as messages of the wire. What was sealed is opened here and nowhere else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams, StoredCompletion
 from plaudit.wire.feedback import Comparison, Event, Feedback
 from plaudit.wire.ops import Key, Replica, ReplicaHealth
+from plaudit.wire.overview import VersionVotes, VotePoint, VoteRate
 from plaudit.wire.rollouts import GuardrailsShown, Rollout, RolloutReport, StepShown
 from plaudit.wire.training import (
     Batch,
@@ -39,8 +40,10 @@ from plaudit_server.domain.records import (
     StoredEvent,
     StoredFeedback,
     VersionRow,
+    VoteBucket,
 )
-from plaudit_server.domain.versions import fingerprint
+from plaudit_server.domain.standing import wilson
+from plaudit_server.domain.versions import fingerprint, version_number
 
 
 def stored_completion(row: Interaction, cipher: Cipher, feedback_count: int) -> StoredCompletion:
@@ -195,6 +198,25 @@ def rollout(row: RolloutRow, report: RolloutReport | None = None) -> Rollout:
     )
 
 
+def version_votes(rows: Sequence[VoteBucket]) -> list[VersionVotes]:
+    """Votes by version, the oldest version first; `rows` in rising order of time."""
+    of: dict[str, list[VoteBucket]] = {}
+    for row in rows:
+        of.setdefault(row.version, []).append(row)
+    return [_votes_of(name, of[name]) for name in sorted(of, key=version_number)]
+
+
+def _votes_of(name: str, rows: Sequence[VoteBucket]) -> VersionVotes:
+    points = [VotePoint(begins_at=to_moment(one.begins_ms), **_rate(one.up, one.down).model_dump()) for one in rows]
+    together = _rate(sum(one.up for one in rows), sum(one.down for one in rows))
+    return VersionVotes(version=name, points=points, **together.model_dump())
+
+
+def _rate(up: int, down: int) -> VoteRate:
+    share, low, high = wilson(up, down) or (None, None, None)
+    return VoteRate(up=up, down=down, up_rate=share, low=low, high=high)
+
+
 def key(row: KeyRow) -> Key:
     """A key, without its secret."""
     return Key(
@@ -264,6 +286,13 @@ def lease_state(row: BatchRow) -> LeaseState:
         reason=row.reason,
         lease_expires_at=to_moment(row.lease_expires_at_ms),
         version=row.version,
+        worker=row.worker,
+        created_at=to_moment(row.created_at_ms),
+        records=row.records,
+        up=row.up,
+        down=row.down,
+        comparisons=row.comparisons,
+        dropped=row.dropped,
     )
 
 

@@ -13,7 +13,7 @@ from plaudit_server.routes.shared import guarded_router
 from plaudit_server.settings import Settings
 from tests.support.server import Harness, serving
 
-OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/", "/assets/{name}"}
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/", "/console", "/assets/{name}"}
 """Load balancers have no keys; documents and pages tell nothing that the source does not."""
 
 SIGNED = {"/v1/feedback/t/{token}"}

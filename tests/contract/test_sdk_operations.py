@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plaudit import Plaudit
-from plaudit._binding import Resource, endpoint, streaming
+from plaudit._binding import Resource, endpoint, following, streaming
 from plaudit.resources.chat import ChatOptions
 from tests.support.sdk_harness import ANSWER_ID
 
@@ -55,7 +55,7 @@ def _methods() -> dict[str, Any]:
         for prefix, group in groups.items()
         for kind in type(group).__mro__
         for name, value in vars(kind).items()
-        if isinstance(value, endpoint | streaming)
+        if isinstance(value, endpoint | streaming | following)
     }
 
 

@@ -5,12 +5,14 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.errors import SettingError
+from plaudit_server.overview import look
 from plaudit_server.store import idempotency
 from tests.support.databases import current
 from tests.support.server import HELLO, Harness, serving
@@ -24,7 +26,7 @@ async def two_servers(folder: Path) -> AsyncIterator[tuple[Harness, Harness]]:
     url = await current.ready(folder)
     async with serving(folder / "a", database_url=url) as first:
         _hand_over_admin_key(folder)
-        shared = {"database_url": url, "hash_key_file": folder / "a" / "data" / "hash.key"}
+        shared = {"database_url": url, "hash_key_file": folder / "a" / "data" / "hash.key", "live_tick_s": 0.05}
         async with serving(folder / "b", **shared) as second:
             yield first, second
 
@@ -43,6 +45,21 @@ async def test_a_vote_through_one_for_an_answer_through_the_other(tmp_path: Path
         assert (again.status_code, again.json()["id"], again.json()["revision"]) == (200, vote.json()["id"], 2)
         mine = await second.admin.get("/v1/chat/completions", params={"user": "ottoline"})
         assert [row["id"] for row in mine.json()["data"]] == [answer["id"]]
+
+
+async def test_a_listener_at_one_hears_of_votes_through_the_other(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as (first, second):
+
+        async def welcome() -> None:
+            return
+
+        heard = second.services.live.listen(partial(look, second.services), welcome)
+        async with asyncio.timeout(10):
+            assert b'"records":0' in await anext(heard)
+            await first.rated(1)
+            while b'"records":1' not in await anext(heard):
+                pass
+        await heard.aclose()
 
 
 async def test_an_alias_moved_at_one_is_in_force_at_the_other_within_a_second(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from plaudit_server.store import (
     interactions,
     keys,
     leases,
+    overview,
     replicas,
     rollouts,
     runs,
@@ -83,8 +84,9 @@ async def _use_answers(database: Database) -> None:
     await database.write(lambda conn: events.add(conn, happened))
     filters = {"version": "base", "end_user": "eu_1", "since_ms": 0, "metadata": {"app": "web"}, "after": "x"}
     await database.read(lambda conn: interactions.page(conn, **filters))
-    wanted = {"response_id": first, "version": "base", "since_ms": 0, "after": "x"}
-    await database.read(lambda conn: feedback.page(conn, **wanted))
+    wanted = {"response_id": first, "version": "base", "since_ms": 0, "key": "thumb", "after": "x"}
+    for sign in ("up", "down", "none"):
+        await database.read(lambda conn, sign=sign: feedback.page(conn, vote=sign, **wanted))
     await database.read(lambda conn: feedback.revisions(conn, said.id))
     await database.read(lambda conn: feedback.counts(conn, [first, second]))
     await database.read(lambda conn: comparisons.get(conn, pair.id))
@@ -110,6 +112,13 @@ async def _use_training(database: Database) -> None:
     await database.write(lambda conn: runs.update(conn, run.id, update, now_ms=NOW))
     await database.read(lambda conn: runs.metrics(conn, run.id))
     await database.read(lambda conn: runs.page(conn, state="running", after="x"))
+    await database.read(overview.newest_run)
+    await database.read(overview.last_refusal)
+    await database.read(overview.marks)
+    await database.read(lambda conn: overview.states(conn, "versions"))
+    filters = {"key": "thumb", "since_ms": 0, "bucket_ms": 1000}
+    await database.read(lambda conn: overview.votes_over_time(conn, version=None, **filters))
+    await database.read(lambda conn: leases.page(conn, state="leased", after="x"))
     beat, given_back = HeartbeatRequest(worker="w1"), FailRequest(worker="w1", reason="stopped")
     await database.write(lambda conn: leases.heartbeat(conn, run.batch_id, beat, now_ms=NOW))
     await database.write(lambda conn: leases.fail(conn, run.batch_id, given_back, now_ms=NOW))

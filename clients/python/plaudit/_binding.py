@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from plaudit._core import Call, Core, Flow, Reply
 from plaudit.wire.base import Page
+from plaudit.wire.overview import Overview
 
 if TYPE_CHECKING:
     from plaudit.async_client import AsyncChatStream, AsyncDriver
@@ -35,6 +36,10 @@ class Driver(Protocol):
 
     def stream(self, flow: Flow[Reply]) -> Any:
         """Open a stream."""
+        ...
+
+    def follow(self, flow: Flow[Reply]) -> Any:
+        """Open a stream of overviews."""
         ...
 
     def pages(self, fetch: Callable[[str | None], Flow[Page[Any]]], after: str | None) -> Any:
@@ -154,5 +159,31 @@ class streaming(Generic[P]):  # noqa: N801  # a decorator
         def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
             driver: Driver = resource._driver
             return driver.stream(driver.core.exchange(self.build(resource, *args, **kwargs)))
+
+        return bound
+
+
+class following(Generic[P]):  # noqa: N801  # a decorator
+    """A method that describes a request whose answer is an overview that changes."""
+
+    def __init__(self, build: Callable[Concatenate[Any, P], Call[Reply]]) -> None:
+        self.build = build
+        update_wrapper(self, build)  # type: ignore[arg-type]
+
+    @overload
+    def __get__(self, resource: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, resource: "Resource[SyncDriver]", owner: type[Any]) -> Callable[P, Iterator[Overview]]: ...
+    @overload
+    def __get__(self, resource: "Resource[AsyncDriver]", owner: type[Any]) -> Callable[P, AsyncIterator[Overview]]: ...
+    def __get__(self, resource: Any, owner: type[Any]) -> Any:
+        """Bind to a client."""
+        if resource is None:
+            return self
+
+        @wraps(self.build)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
+            driver: Driver = resource._driver
+            return driver.follow(driver.core.exchange(self.build(resource, *args, **kwargs)))
 
         return bound

@@ -9,9 +9,11 @@ from plaudit._chat import ChatChunk, StreamFacts, StreamReader
 from plaudit._config import Endpoint, find_endpoint
 from plaudit._core import Answer, Core, Flow, Outgoing, Pause, Reply
 from plaudit._http import check_url, connection_error, failure_from, request_options, uses_proxy
+from plaudit._live import LiveReader
 from plaudit._retry import Clock, RetryPolicy
 from plaudit.resources import Resources
 from plaudit.wire.base import Page
+from plaudit.wire.overview import Overview
 
 T = TypeVar("T")
 
@@ -86,6 +88,21 @@ class SyncDriver:
         opened = self.run(flow)
         response, outgoing = opened.opened
         return ChatStream(response, StreamReader(opened.headers), outgoing)
+
+    def follow(self, flow: Flow[Reply]) -> Iterator[Overview]:
+        """Each overview as it comes, until the server ends the stream or nobody wants another."""
+        opened = self.run(flow)
+        response, outgoing = opened.opened
+        reader = LiveReader(opened.headers)
+        try:
+            for raw in response.iter_bytes():
+                seen = reader.feed(raw)
+                if seen is not None:
+                    yield seen
+        except httpx.HTTPError as error:
+            raise connection_error(error, outgoing) from error
+        finally:
+            response.close()
 
     def pages(self, fetch: Callable[[str | None], Flow[Page[T]]], after: str | None) -> Iterator[T]:
         """All items, page by page."""

@@ -124,6 +124,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/batches": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List batches
+         * @description Batches without their records, newest first, with what was passed over when each was leased.
+         */
+        get: operations["list_batches_v1_batches_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/batches/{batch_id}": {
         parameters: {
             query?: never;
@@ -491,6 +511,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * How the loop stands, live
+         * @description Server-sent events: each part of the overview, then each part that changed, as `{part: …}`.
+         *
+         *     It ends by itself after `PLAUDIT_MAX_STREAM_S`, and with an event `error` within 15 s of the key's end: connect
+         *     again.
+         */
+        get: operations["live_v1_live_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -523,6 +566,26 @@ export interface paths {
          * @description One of `GET /v1/models`.
          */
         get: operations["get_model_v1_models__model__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/overview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * How the loop stands
+         * @description Who serves, what waits to be learnt, the newest run, the last refusal, the rollout; one read of the database.
+         */
+        get: operations["get_overview_v1_overview_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -735,6 +798,26 @@ export interface paths {
          * @description The pause does not count against the rollout's duration.
          */
         post: operations["resume_rollout_v1_rollouts__rollout_id__resume_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/statistics/votes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Votes by version over time
+         * @description Thumbs up and down of each version, with Wilson's 95 % interval, together and by stretches of time (UTC).
+         */
+        get: operations["vote_statistics_v1_statistics_votes_get"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1216,6 +1299,24 @@ export interface components {
             source?: "user" | "annotator" | "implicit" | "system";
             /** Tie */
             tie?: ("good" | "bad") | null;
+        };
+        /**
+         * Counts
+         * @description How many there are, by state.
+         */
+        Counts: {
+            /** Batches */
+            batches: {
+                [key: string]: number;
+            };
+            /** Runs */
+            runs: {
+                [key: string]: number;
+            };
+            /** Versions */
+            versions: {
+                [key: string]: number;
+            };
         };
         /**
          * Deleted
@@ -1862,6 +1963,25 @@ export interface components {
          * @description Where a batch stands.
          */
         LeaseState: {
+            /**
+             * Comparisons
+             * @default 0
+             */
+            comparisons?: number;
+            /** Created At */
+            created_at?: string | null;
+            /**
+             * Down
+             * @default 0
+             */
+            down?: number;
+            /**
+             * Dropped
+             * @description records passed over when it was leased, by reason
+             */
+            dropped?: {
+                [key: string]: number;
+            };
             /** Id */
             id: string;
             /** Lease Expires At */
@@ -1875,12 +1995,25 @@ export interface components {
             /** Reason */
             reason?: string | null;
             /**
+             * Records
+             * @default 0
+             */
+            records?: number;
+            /**
              * State
              * @enum {string}
              */
             state: "leased" | "insufficient_data" | "consumed" | "released" | "expired" | "discarded";
+            /**
+             * Up
+             * @description votes of the records; with `down` and `comparisons`: once it is consumed
+             * @default 0
+             */
+            up?: number;
             /** Version */
             version?: string | null;
+            /** Worker */
+            worker?: string | null;
         };
         /**
          * Lineage
@@ -1971,6 +2104,40 @@ export interface components {
             secret: string;
         };
         /**
+         * Newest
+         * @description Marks that move when something is added: whoever shows a list knows by them when to ask for it again.
+         */
+        Newest: {
+            /** Answer */
+            answer: string | null;
+            /** Audit */
+            audit: number | null;
+            /** Feedback At */
+            feedback_at: string | null;
+        };
+        /**
+         * Overview
+         * @description How the loop stands.
+         */
+        Overview: {
+            /** Aliases */
+            aliases: components["schemas"]["Alias"][];
+            counts: components["schemas"]["Counts"];
+            newest: components["schemas"]["Newest"];
+            /**
+             * Object
+             * @default overview
+             * @constant
+             */
+            object?: "overview";
+            refusal?: components["schemas"]["Refusal"] | null;
+            /** @description the newest, with its report */
+            rollout?: components["schemas"]["Rollout"] | null;
+            run?: components["schemas"]["RunNow"] | null;
+            server: components["schemas"]["ServerNow"];
+            waiting: components["schemas"]["Waiting"];
+        };
+        /**
          * OwnKey
          * @description The key that a request came with.
          */
@@ -2046,6 +2213,24 @@ export interface components {
         Page_Key_: {
             /** Data */
             data: components["schemas"]["Key"][];
+            /**
+             * Has More
+             * @default false
+             */
+            has_more?: boolean;
+            /** Next */
+            next?: string | null;
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+        };
+        /** Page[LeaseState] */
+        Page_LeaseState_: {
+            /** Data */
+            data: components["schemas"]["LeaseState"][];
             /**
              * Has More
              * @default false
@@ -2245,6 +2430,29 @@ export interface components {
             tags?: string[];
             /** Value */
             value: number | null;
+        };
+        /**
+         * Refusal
+         * @description The last thing that was not to be: a version that gate or proof refused, or a run that failed.
+         */
+        Refusal: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "rejected" | "failed" | "run_failed";
+            /** Reason */
+            reason: string;
+            /**
+             * Subject
+             * @description a version's name or a run's id
+             */
+            subject: string;
         };
         /**
          * Replica
@@ -2716,6 +2924,82 @@ export interface components {
             step: number | null;
         };
         /**
+         * RunNow
+         * @description The run that began last, with where its stage stands.
+         */
+        RunNow: {
+            /** Batch Id */
+            batch_id: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /** Id */
+            id: string;
+            /**
+             * Metrics
+             * @description the newest value of each metric
+             */
+            metrics?: {
+                [key: string]: number;
+            };
+            /**
+             * Object
+             * @default run
+             * @constant
+             */
+            object?: "run";
+            /**
+             * Parent
+             * @description the version to start from: the stable one when the run began
+             */
+            parent: string;
+            /**
+             * Parent Location
+             * @description folder of the parent; None for base
+             */
+            parent_location?: string | null;
+            /** Progress */
+            progress?: number | null;
+            /** Reason */
+            reason?: string | null;
+            /** Stage */
+            stage?: string | null;
+            /**
+             * Stage Ends At
+             * @description estimated from the steps so far
+             */
+            stage_ends_at?: string | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "published" | "rejected" | "failed";
+            /**
+             * Step
+             * @description of the present stage
+             */
+            step?: number | null;
+            /**
+             * Steps
+             * @description of the present stage altogether, where the trainer knows
+             */
+            steps?: number | null;
+            /**
+             * Updated At
+             * Format: date-time
+             */
+            updated_at: string;
+            /** Version */
+            version: string;
+            /**
+             * Warm Start Location
+             * @description folder of the newest registered version, whose reward model and critic go on
+             */
+            warm_start_location?: string | null;
+        };
+        /**
          * RunUpdate
          * @description Progress of a run: the stage it is in, a step's metrics, or its end.
          */
@@ -2802,6 +3086,35 @@ export interface components {
             started_at: string;
             /** Weight */
             weight: number;
+        };
+        /**
+         * ServerNow
+         * @description The process that answers.
+         */
+        ServerNow: {
+            /**
+             * Engine
+             * @enum {string}
+             */
+            engine: "starting" | "ready" | "down";
+            /** Fake Engine */
+            fake_engine: boolean;
+            /** Release */
+            release: string;
+            /** Replicas */
+            replicas: number;
+            /** Replicas Ready */
+            replicas_ready: number;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "ok" | "starting" | "degraded";
+            /**
+             * Trainer Seen At
+             * @description when a trainer last called this process, or reported to any
+             */
+            trainer_seen_at: string | null;
         };
         /**
          * StepShown
@@ -3112,6 +3425,88 @@ export interface components {
             reason?: string | null;
             /** Run Id */
             run_id: string;
+        };
+        /**
+         * VersionVotes
+         * @description A version's votes, together and over time.
+         */
+        VersionVotes: {
+            /** Down */
+            down: number;
+            /** High */
+            high: number | null;
+            /** Low */
+            low: number | null;
+            /** Points */
+            points: components["schemas"]["VotePoint"][];
+            /** Up */
+            up: number;
+            /** Up Rate */
+            up_rate: number | null;
+            /** Version */
+            version: string;
+        };
+        /**
+         * VotePoint
+         * @description The votes that were received in one stretch of time.
+         */
+        VotePoint: {
+            /**
+             * Begins At
+             * Format: date-time
+             */
+            begins_at: string;
+            /** Down */
+            down: number;
+            /** High */
+            high: number | null;
+            /** Low */
+            low: number | null;
+            /** Up */
+            up: number;
+            /** Up Rate */
+            up_rate: number | null;
+        };
+        /**
+         * VoteStatistics
+         * @description Live votes by version, oldest version first. Neutral ones (value 0) are left out.
+         */
+        VoteStatistics: {
+            /** Bucket Seconds */
+            bucket_seconds: number;
+            /** Key */
+            key: string;
+            /**
+             * Object
+             * @default vote_statistics
+             * @constant
+             */
+            object?: "vote_statistics";
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /** Versions */
+            versions: components["schemas"]["VersionVotes"][];
+        };
+        /**
+         * Waiting
+         * @description What the next batch would find.
+         */
+        Waiting: {
+            /**
+             * Passed Over
+             * @description answers with feedback that cannot, by reason
+             */
+            passed_over: {
+                [key: string]: number;
+            };
+            /**
+             * Records
+             * @description answers with feedback that could be leased now
+             */
+            records: number;
         };
         /**
          * WrittenText
@@ -3591,6 +3986,130 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Page_AuditEntry_"];
+                };
+            };
+            /** @description the body could not be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description no key, or a wrong one */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the key's roles do not allow it */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body did not arrive in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not JSON, or compressed */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description a value is not acceptable: `param` names it */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many requests: see Retry-After */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description address and headers are too large */
+            431: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not ready, or too busy: see Retry-After */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the disk is full */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    list_batches_v1_batches_get: {
+        parameters: {
+            query?: {
+                state?: ("leased" | "insufficient_data" | "consumed" | "released" | "expired" | "discarded") | null;
+                /** @description `next` of the page before */
+                after?: string | null;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_LeaseState_"];
                 };
             };
             /** @description the body could not be read */
@@ -5236,6 +5755,9 @@ export interface operations {
                 response_id?: string | null;
                 version?: string | null;
                 since?: string | null;
+                key?: string | null;
+                /** @description `none`: words without a thumb */
+                vote?: ("up" | "down" | "none") | null;
                 /** @description `next` of the page before */
                 after?: string | null;
                 limit?: number;
@@ -6723,6 +7245,125 @@ export interface operations {
             };
         };
     };
+    live_v1_live_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description server-sent events, named after the parts of an overview */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description the body could not be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description no key, or a wrong one */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the key's roles do not allow it */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body did not arrive in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not JSON, or compressed */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description a value is not acceptable: `param` names it */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many requests: see Retry-After */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description address and headers are too large */
+            431: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not ready, or too busy: see Retry-After */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the disk is full */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
     list_models_v1_models_get: {
         parameters: {
             query?: never;
@@ -6891,6 +7532,125 @@ export interface operations {
             };
             /** @description there is no such thing */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body did not arrive in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not JSON, or compressed */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description a value is not acceptable: `param` names it */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many requests: see Retry-After */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description address and headers are too large */
+            431: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not ready, or too busy: see Retry-After */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the disk is full */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    get_overview_v1_overview_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Overview"];
+                };
+            };
+            /** @description the body could not be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description no key, or a wrong one */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the key's roles do not allow it */
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -8538,6 +9298,131 @@ export interface operations {
             };
             /** @description it contradicts the present state, or the Idempotency-Key was used otherwise */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not JSON, or compressed */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description a value is not acceptable: `param` names it */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many requests: see Retry-After */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description address and headers are too large */
+            431: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description not ready, or too busy: see Retry-After */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the disk is full */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    vote_statistics_v1_statistics_votes_get: {
+        parameters: {
+            query?: {
+                key?: string;
+                version?: string | null;
+                /** @description 30 days ago, unless given */
+                since?: string | null;
+                bucket_seconds?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VoteStatistics"];
+                };
+            };
+            /** @description the body could not be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description no key, or a wrong one */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the key's roles do not allow it */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the body did not arrive in time */
+            408: {
                 headers: {
                     [name: string]: unknown;
                 };

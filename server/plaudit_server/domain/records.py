@@ -209,6 +209,7 @@ class BatchRow:
     up: int
     down: int
     comparisons: int
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +382,43 @@ class VoteCount:
     key: str
     sign: Literal["up", "down", "neutral"]
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoteBucket:
+    """Votes for and against a version that came in one stretch of time."""
+
+    version: str
+    begins_ms: int
+    up: int
+    down: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewestMarks:
+    """Marks that move when something is added; None where there is nothing."""
+
+    feedback_ms: int | None
+    answer: str | None
+    audit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpan:
+    """The first and the newest step that a run reported of its present stage."""
+
+    first: MetricPoint | None
+    last: MetricPoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalRow:
+    """A version that was refused, or a run that failed."""
+
+    subject: str
+    kind: Literal["rejected", "failed", "run_failed"]
+    at_ms: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

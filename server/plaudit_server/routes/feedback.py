@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from plaudit.wire.base import Moment, Page, VersionName
+from plaudit.wire.base import Label, Moment, Page, VersionName
 from plaudit.wire.chat import Deleted
 from plaudit.wire.feedback import (
     Feedback,
@@ -16,6 +16,7 @@ from plaudit.wire.feedback import (
     FeedbackRequest,
     FeedbackToken,
     FeedbackTokenRequest,
+    Sign,
     TokenFeedbackRequest,
 )
 from plaudit_server import views
@@ -190,6 +191,8 @@ async def list_feedback(
     response_id: Annotated[str | None, Query(max_length=64)] = None,
     version: Annotated[VersionName | None, Query()] = None,
     since: Annotated[Moment | None, Query()] = None,
+    key: Annotated[Label | None, Query()] = None,
+    vote: Annotated[Sign | None, Query(description="`none`: words without a thumb")] = None,
     after: After = None,
     limit: Limit = 20,
 ) -> Page[Feedback]:
@@ -201,6 +204,8 @@ async def list_feedback(
             response_id=response_id,
             version=version,
             since_ms=to_ms(since) if since else None,
+            key=key,
+            vote=vote,
             after=after,
             limit=limit,
         )

@@ -6,6 +6,7 @@ from plaudit.wire.base import Page
 from plaudit.wire.training import (
     AckRequest,
     Batch,
+    BatchState,
     FailRequest,
     GeneratePrompt,
     GenerateRequest,
@@ -37,6 +38,16 @@ async def lease(given: LeaseRequest, services: S, principal: Trainer) -> Batch:
     data = await services.database.write(lambda conn: leases.lease(conn, given, now_ms=now_ms()))
     services.telemetry.leases.labels(data.state).inc()
     return views.batch(data, services.cipher)
+
+
+@router.get("/v1/batches", summary="List batches")
+async def list_batches(
+    services: S, principal: Viewer, state: BatchState | None = None, after: After = None, limit: Limit = 20
+) -> Page[LeaseState]:
+    """Batches without their records, newest first, with what was passed over when each was leased."""
+    rows = await services.database.read(lambda conn: leases.page(conn, state=state, after=after, limit=limit))
+    items = [views.lease_state(row) for row in rows.items]
+    return page(items, has_more=rows.has_more, last_id=rows.items[-1].id if rows.items else None)
 
 
 @router.get("/v1/batches/{batch_id}", responses=errors(404), summary="Where a batch stands")

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from plaudit.wire.feedback import Sign
 from plaudit_server.domain.feedback import PutOutcome, is_trainable
 from plaudit_server.domain.ids import minted_at_ms, new_id
 from plaudit_server.domain.records import NewFeedback, Rows, StoredFeedback
@@ -18,6 +19,13 @@ _SAID = ("value", "tags", "comment", "correction", "source", "retracted")
 """What makes two pieces of feedback the same. A repeated one may carry another time: it is still the same word."""
 
 _HISTORY = (*_SAID, "revision", "occurred_at", "received_at", "trainable")
+
+
+_SIGNS: dict[Sign, ColumnElement[bool]] = {
+    "up": t.feedback.c.value > 0,
+    "down": t.feedback.c.value < 0,
+    "none": t.feedback.c.value.is_(None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ async def page(
     response_id: str | None = None,
     version: str | None = None,
     since_ms: int | None = None,
+    key: str | None = None,
+    vote: Sign | None = None,
     after: str | None = None,
     limit: int = 20,
 ) -> Rows[StoredFeedback]:
@@ -80,6 +90,10 @@ async def page(
         query = query.where(t.feedback.c.version == version)
     if since_ms is not None:
         query = query.where(t.feedback.c.received_at >= since_ms)
+    if key is not None:
+        query = query.where(t.feedback.c.key == key)
+    if vote is not None:
+        query = query.where(_SIGNS[vote])
     return await paging.page(conn, query, by=t.feedback.c.id, after=after, limit=limit, read=from_row)
 
 

@@ -15,9 +15,9 @@ from sqlalchemy.orm import aliased
 
 from plaudit.wire.training import AckRequest, BatchState, FailRequest, HeartbeatRequest, LeaseRequest
 from plaudit_server.domain.ids import new_id
-from plaudit_server.domain.records import BatchData, BatchRow
+from plaudit_server.domain.records import BatchData, BatchRow, Rows
 from plaudit_server.errors import Conflict, NotFound
-from plaudit_server.store import contents, regenerations, signals
+from plaudit_server.store import contents, paging, regenerations, signals
 from plaudit_server.store import tables as t
 from plaudit_server.store.contents import items
 
@@ -112,6 +112,14 @@ async def get(conn: AsyncConnection, batch_id: str) -> BatchRow:
     if row is None:
         raise NotFound(f"There is no batch {batch_id}.", code="batch_not_found")
     return from_row(row)
+
+
+async def page(
+    conn: AsyncConnection, *, state: BatchState | None = None, after: str | None = None, limit: int = 20
+) -> Rows[BatchRow]:
+    """Batches, newest first."""
+    query = select(t.batches) if state is None else select(t.batches).where(t.batches.c.state == state)
+    return await paging.page(conn, query, by=t.batches.c.id, after=after, limit=limit, read=from_row)
 
 
 async def check_held(conn: AsyncConnection, batch_id: str, worker: str, *, now_ms: int) -> None:

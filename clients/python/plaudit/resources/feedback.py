@@ -21,6 +21,7 @@ from plaudit.wire.feedback import (
     FeedbackRequest,
     FeedbackToken,
     FeedbackTokenRequest,
+    Sign,
     Source,
     Tie,
     TokenFeedbackRequest,
@@ -159,16 +160,20 @@ class FeedbackVotes(Resource[D_co]):
         response_id: str | None = None,
         version: str | None = None,
         since: datetime | None = None,
+        key: str | None = None,
+        vote: Sign | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> Call[Page[Feedback]]:
-        """What was said, newest first."""
+        """What was said, newest first. `vote="none"`: words without a thumb."""
         return get(
             "/v1/feedback",
             Page[Feedback],
             response_id=response_id,
             version=version,
             since=since,
+            key=key,
+            vote=vote,
             limit=limit,
             after=after,
         )

@@ -10,6 +10,7 @@ from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import (
     AckRequest,
     Batch,
+    BatchState,
     FailRequest,
     GeneratePrompt,
     GenerateRequest,
@@ -59,6 +60,15 @@ class Training(Resource[D_co]):
     def batch(self, batch_id: str) -> Call[LeaseState]:
         """Where a batch stands."""
         return get(f"/v1/batches/{segment(batch_id)}", LeaseState)
+
+    @endpoint
+    def batches(
+        self, *, state: BatchState | None = None, limit: int | None = None, after: str | None = None
+    ) -> Call[Page[LeaseState]]:
+        """Batches without their records, newest first, with what each passed over."""
+        return get("/v1/batches", Page[LeaseState], state=state, limit=limit, after=after)
+
+    iterate_batches = pages(batches)
 
     @endpoint
     def heartbeat(self, batch_id: str, worker: str, *, lease_seconds: float | None = None) -> Call[LeaseState]:

@@ -9,6 +9,8 @@ from plaudit.wire.base import Label, Moment, RequestModel, ResponseId, ResponseM
 Source = Literal["user", "annotator", "implicit", "system"]
 EventType = Literal["copy", "regenerate", "edit", "abandon", "share"]
 Tie = Literal["good", "bad"]
+Sign = Literal["up", "down", "none"]
+"""What a list of feedback can be narrowed to: thumbs up, thumbs down, words without a thumb."""
 
 MAX_BATCH_ITEMS = 1000
 DEFAULT_KEY = "thumb"

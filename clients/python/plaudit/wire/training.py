@@ -140,6 +140,15 @@ class LeaseState(ResponseModel):
     reason: str | None = None
     lease_expires_at: Moment | None = None
     version: VersionName | None = None
+    worker: str | None = None
+    created_at: Moment | None = None
+    records: int = 0
+    up: int = Field(default=0, description="votes of the records; with `down` and `comparisons`: once it is consumed")
+    down: int = 0
+    comparisons: int = 0
+    dropped: dict[str, int] = Field(
+        default_factory=dict, description="records passed over when it was leased, by reason"
+    )
 
 
 class RunCreate(RequestModel):
