@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
 
-.PHONY: help setup pages pages-test run test check fix unit integration contract clients browser e2e demo bench bench-rollout chaos lock clean
+.PHONY: help setup pages pages-test run test check fix unit integration contract clients browser docs e2e demo bench bench-rollout chaos lock clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ browser: setup ## the web component in real Chromium (needs Node >= 20, chromium
 
 e2e: setup ## real vLLM, real model, real processes
 	$(PY) -m pytest tests/e2e --durations=12
+
+docs: ## build the documentation site into dist/docs/site, strictly: a broken link fails
+	@docs/site/build.sh
 
 demo: setup ## simulated users with stated tastes; the trainer learns them; about 10 minutes a taste on 2 cores
 	$(PY) -m benchmarks.demo

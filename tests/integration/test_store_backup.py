@@ -21,7 +21,8 @@ HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "run-on-postgres.md"
 
 def run(what: str, **environment: str) -> None:
     """The code block of that name."""
-    (block,) = re.findall(rf"^```sh {what}\n(.*?)^```$", HOWTO.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    named = rf'^```sh title="{what}"\n(.*?)^```$'
+    (block,) = re.findall(named, HOWTO.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     beside = [str(Path(sys.executable).parent), *([str(found)] if (found := programs()) else []), os.environ["PATH"]]
     given = dict(os.environ) | environment | {"PATH": ":".join(beside)}
     done = subprocess.run(["bash", "-euc", block], env=given, capture_output=True, text=True, timeout=60, check=False)
