@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit import APIConnectionError, APIResponseError, Plaudit, ServiceUnavailableError
+from plaudit import APIConnectionError, APIResponseError, AsyncPlaudit, Plaudit, ServiceUnavailableError
 from plaudit._sse import SSEDecoder
 from tests.support import sdk_harness as h
 
@@ -167,3 +167,23 @@ def test_breaking_out_of_the_loop_closes_the_connection() -> None:
             break
         assert body.closed
         assert list(stream) == []
+
+
+class Ending(httpx.AsyncByteStream):
+    """A body that knows whether it was read to its end."""
+
+    ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield h.sse(h.chunk_json("Hello.", "stop"))
+        self.ended = True
+
+
+async def test_an_async_stream_is_read_past_done() -> None:
+    """One left half-way is ended by the garbage collector, in Chainlit at the cost of the task that read it."""
+    body = Ending()
+    reply = httpx.Response(200, stream=body, headers={"content-type": "text/event-stream"})
+    async with AsyncPlaudit(h.URL, "plk_test", transport=httpx.MockTransport(lambda _: reply)) as client:
+        stream = await client.chat.stream("Hello?")
+        assert [chunk.text async for chunk in stream] == ["Hello."]
+        assert body.ended

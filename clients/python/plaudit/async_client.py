@@ -57,8 +57,8 @@ class AsyncChatStream(StreamFacts):
             async for raw in self._response.aiter_bytes():
                 for chunk in self._reader.feed(raw):
                     yield chunk
-                if self._reader.done:
-                    break
+            # Not left at [DONE]: that would leave httpx's generators half-way, for the garbage collector to end inside
+            # the running task, and where nest_asyncio is in use (Chainlit) that cancels the task.
             self._reader.finish()
         except httpx.HTTPError as error:
             raise connection_error(error, self._outgoing) from error
