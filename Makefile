@@ -58,7 +58,8 @@ pages-test: setup pages ## the pages in a real Chromium, on the real server with
 browser: setup ## the web component in real Chromium (needs Node >= 20, chromium, playwright); not part of make test
 	$(PY) -m pytest tests/browser
 
-e2e: setup ## real vLLM, real model, real processes
+e2e: setup pages ## real vLLM, real model, real processes, a real Chromium
+	@tests/pages/chromium.sh
 	$(PY) -m pytest tests/e2e --durations=12
 
 docs: ## build the documentation site into dist/docs/site, strictly: a broken link fails

@@ -66,7 +66,7 @@ async def chat(http: httpx.AsyncClient, question: str, **more: Any) -> httpx.Res
 
 async def replica(http: httpx.AsyncClient, name: str) -> dict[str, Any]:
     rows = (await http.get("/v1/replicas")).raise_for_status().json()["data"]
-    found: dict[str, Any] = next(row for row in rows if row["replica"] == name)
+    found: dict[str, Any] = next(row for row in rows if row["name"] == name)
     return found
 
 

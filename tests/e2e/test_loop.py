@@ -15,37 +15,15 @@ from plaudit import Plaudit
 from plaudit.errors import ServiceUnavailableError
 from plaudit.wire.training import TokenSequence
 from plaudit.wire.versions import Probe, Version
-from tests.support.stack import ROOT, Stack, wait_for
+from tests.support.quick_trainer import QUICK, VOTES, questions
+from tests.support.stack import Stack, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-VOTES = 32
-TRAINER = {
-    "PLAUDIT_TRAINER_MIN_RECORDS": str(VOTES),
-    "PLAUDIT_TRAINER_MAX_NEW_TOKENS": "32",
-    "PLAUDIT_TRAINER_ROLLOUT_PROMPTS": "8",
-    "PLAUDIT_TRAINER_GATE_ANSWERS": "8",
-    # The loop is under test here, not what 32 votes can teach: what it learnt is the demo's affair. These bounds let
-    # any finite policy through, so that the swap of a really trained adapter can be proven.
-    "PLAUDIT_TRAINER_REWARD_BAR": "0",
-    "PLAUDIT_TRAINER_GATE_WIN_RATE": "0",
-    "PLAUDIT_TRAINER_GATE_LENGTH_GROWTH": "10",
-    "PLAUDIT_TRAINER_GATE_END_OF_TEXT_DROP": "1",
-    "PLAUDIT_TRAINER_GATE_DISAGREEMENT_GROWTH": "100",
-    "PLAUDIT_TRAINER_GATE_ENTROPY_CHANGE": "100",
-    "PLAUDIT_TRAINER_GATE_REFUSAL_GROWTH": "1",
-    "PLAUDIT_TRAINER_KL_CEILING": "1000",
-}
-
-
-def questions() -> list[str]:
-    lines = (ROOT / "benchmarks" / "prompts.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")][:VOTES]
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("loop"), model=base_model, environment=TRAINER)
+    stack = Stack(tmp_path_factory.mktemp("loop"), model=base_model, environment=QUICK)
     stack.start("server")
     try:
         stack.wait_ready()

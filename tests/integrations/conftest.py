@@ -4,7 +4,6 @@ Plaudit's server runs in a thread of this process, with the fake engine.
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,11 +17,12 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from plaudit_server.app import create_app
 from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.settings import Settings
+from tests.support.chromium import launched
 from tests.support.stack import free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -136,15 +136,9 @@ __all__ = ["Site", "environment_with", "free_port", "running"]
 
 @pytest.fixture(scope="module")  # while it lives, this thread has a running loop: no coroutine could be tested
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")  # fonts and counters elsewhere
-        launched = playwright.chromium.launch(executable_path=path, args=arguments, timeout=60_000)
-        yield launched
-        launched.close()
+    # Fonts and counters elsewhere are not asked for.
+    with launched("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1") as browser:
+        yield browser
 
 
 @contextmanager

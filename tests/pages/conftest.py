@@ -1,9 +1,7 @@
 """A real Chromium on the real server, which runs in a thread of this process with the fake engine."""
 
 import json
-import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from plaudit_server.app import create_app
 from plaudit_server.engine import fake
@@ -21,7 +19,10 @@ from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.routes.pages import BUILT
 from plaudit_server.services import Services
 from plaudit_server.settings import Settings
+from tests.support.chromium import launched
 from tests.support.stack import wait_for
+
+expect.set_options(timeout=15_000)  # a machine that tests on every core may take its time
 
 HOSTILE = """# Hostile
 <script>window.harmed = 1</script><img src="http://127.0.0.1:{port}/beacon?1" onerror="window.harmed = 2">
@@ -136,16 +137,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beacon: tuple[int, lis
 
 @pytest.fixture(scope="module")  # while it lives, this thread has a running loop: no coroutine could be tested
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    version = subprocess.run([path, "--version"], capture_output=True, timeout=60, check=True).stdout
-    assert version
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        launched = playwright.chromium.launch(executable_path=path, args=arguments, timeout=60_000)
-        yield launched
-        launched.close()
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -158,7 +151,7 @@ def problems() -> list[str]:
 def page(browser: Browser, site: Site, problems: list[str]) -> Iterator[Page]:
     """A page of a fresh browser profile. Errors in its console fail the test, save answers that are no success."""
     context = browser.new_context(base_url=site.url, locale="en-GB", viewport={"width": 1180, "height": 800})
-    context.set_default_timeout(6_000)
+    context.set_default_timeout(20_000)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened = context.new_page()
     opened.on("pageerror", lambda error: problems.append(str(error)))
