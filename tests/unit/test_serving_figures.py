@@ -7,6 +7,7 @@ from benchmarks import rollback, swap, train_beside
 from benchmarks.decode import ratio
 from benchmarks.load import Answer, _note, percentile, summary
 from benchmarks.swap import Swaps
+from benchmarks.swap_in_place import in_place_figures
 
 
 def answer(*gaps: float, began: float = 0.0, ttft: float = 0.1, version: str = "v1", **more: object) -> Answer:
@@ -94,3 +95,11 @@ def test_pieces_are_read_as_they_come() -> None:
 def test_a_summary_leaves_what_failed_out_of_the_percentiles() -> None:
     found = summary([answer(0.1, 0.2), answer(5.0, status=503)])
     assert (found["answers"], found["failed"], found["longest_gap_ms"]) == (2, 1, 200.0)
+
+
+def test_what_swaps_in_place_cost_is_counted_against_no_swaps() -> None:
+    still = [answer(ttft=0.2) for _ in range(10)]
+    swapped = [*(answer(ttft=0.2) for _ in range(9)), answer(ttft=7.2), answer(status=503)]
+    found = in_place_figures(swapped, still, [6.0, 8.0])
+    assert (found["failed"], found["swaps"], found["swap_p95_s"]) == (1, 2, 8.0)
+    assert found["added_p99_ttft_ms"] == 7000 and found["longest_ttft_s"] == 7.2
