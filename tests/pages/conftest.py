@@ -19,12 +19,9 @@ from plaudit_server.app import create_app
 from plaudit_server.engine import fake
 from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.routes.pages import BUILT
+from plaudit_server.services import Services
 from plaudit_server.settings import Settings
 from tests.support.stack import wait_for
-
-ROOT = Path(__file__).parents[2]
-SHOTS = Path(__file__).parent / "screenshots"
-AXE = ROOT / "clients" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 HOSTILE = """# Hostile
 <script>window.harmed = 1</script><img src="http://127.0.0.1:{port}/beacon?1" onerror="window.harmed = 2">
@@ -59,6 +56,8 @@ class Site:
     admin: httpx.Client
     engine: FakeEngine
     beacons: list[bytes]
+    settings: Settings
+    services: Services
 
     def key(self, *roles: str) -> str:
         made = self.admin.post("/v1/keys", json={"name": "-".join(roles), "roles": list(roles)})
@@ -114,11 +113,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beacon: tuple[int, lis
         pytest.skip("the pages are not built: make pages")
     port, heard = beacon
     monkeypatch.setattr(fake, "_tokens", _spoken(port))
-    settings = Settings(data=tmp_path / "data", engine="fake", consent_default="granted")
+    settings = Settings(data=tmp_path / "data", engine="fake", consent_default="granted", live_tick_s=0.2)
     engine = FakeEngine()
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, engine), log_config=None, timeout_graceful_shutdown=2, lifespan="on")
-    )
+    app = create_app(settings, engine)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -131,7 +129,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beacon: tuple[int, lis
         )
         secret = (settings.data / "admin.key").read_text(encoding="ascii").strip()
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}) as admin:
-            yield Site(url, admin, engine, heard)
+            yield Site(url, admin, engine, heard, settings, app.state.services)
         server.should_exit = True
         thread.join(20)
 

@@ -6,12 +6,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.pages.conftest import AXE, SHOTS, Site
-
-
-def shoot(page: Page, name: str) -> None:
-    SHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png")
+from tests.pages.conftest import Site
+from tests.pages.looks import shoot, violations
 
 
 def enter(page: Page, key: str, *, remember: bool = False) -> None:
@@ -29,12 +25,6 @@ def ask(page: Page, text: str) -> Locator:
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_have_text("Answer complete.")
     return page.get_by_role("article").last
-
-
-def violations(page: Page) -> list[Any]:
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
-    return [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found]
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
 // The page once a key is known: conversations at the side, turns in the middle, the message field below.
 import type { ComponentChildren } from "preact";
-import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
-import { Api, ApiError, type KeyInfo, type Said } from "../shared/api";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { Api, type KeyInfo } from "../shared/api";
 import { session } from "../shared/kept";
 import { Icon } from "../shared/icons";
-import { plain } from "../shared/markdown";
+import { plain } from "../shared/plain";
 import type { Speak } from "../shared/words";
 import type { Actions } from "./answer";
-import { ask, blank, compare } from "./asking";
 import { Composer } from "./composer";
-import { type Answer, type Conversation, fresh, load, save, titleOf, type Turn, type Verdict, type Vote } from "./history";
+import { type Conversations, useConversations } from "./conversations";
+import { type Deeds, useDeeds } from "./deeds";
+import { type Conversation, fresh, titleOf, type Turn } from "./history";
 import { TurnView } from "./turn";
 
 interface Props {
@@ -20,134 +21,29 @@ interface Props {
   t: Speak;
 }
 
-/** What the server is told of a vote; 0 stands for a correction without a thumb. */
-function said(vote: Vote | null): Said {
-  if (!vote) return { value: null };
-  const { value, tags, comment, correction } = vote;
-  const words = { ...(comment && { comment }), ...(correction && { correction }), ...(tags.length && { tags }) };
-  return (value ? { value, ...words } : words) as Said;
-}
-
 export function Chat({ secret, own, leave, display, t }: Props) {
   const api = useMemo(() => new Api(secret, session()), [secret]);
-  const conversations = useRef<Conversation[]>(load());
-  const [current, setCurrent] = useState<Conversation>(fresh);
-  const [, redraw] = useReducer((count: number) => count + 1, 0);
   const [status, setStatus] = useState("");
   const [menu, setMenu] = useState(false);
-  const stopping = useRef<AbortController | null>(null);
-  const log = useRef<HTMLDivElement>(null);
   const rates = own.roles.includes("feedback") || own.roles.includes("admin");
-  const busy = current.turns.some((turn) => turn.answers.some((answer) => answer.state === "streaming"));
-
-  const keep = (): void => {
-    if (!save(conversations.current)) setStatus(t("full"));
-    redraw(0);
-  };
-  const drawing = useRef(false);
-  const changed = (): void => {
-    if (drawing.current) return;
-    drawing.current = true;
-    requestAnimationFrame(() => {
-      drawing.current = false;
-      const area = log.current;
-      const follows = area && area.scrollHeight - area.scrollTop - area.clientHeight < 120;
-      redraw(0);
-      if (follows) requestAnimationFrame(() => area.scrollTo(0, area.scrollHeight));
-    });
-  };
-  const failed = (error: unknown): void =>
-    setStatus(t("notSaved", error instanceof ApiError ? error.message : t("offline")));
-
-  const run = async (turn: Turn, into: Answer[], against = ""): Promise<void> => {
-    const control = new AbortController();
-    stopping.current = control;
-    setStatus(t("thinking"));
-    const index = current.turns.indexOf(turn);
-    redraw(0);
-    requestAnimationFrame(() => log.current?.scrollTo(0, log.current.scrollHeight));
-    await ask(api, current, index, into, against, control.signal, changed);
-    setStatus(t(control.signal.aborted ? "stopped" : "finished"));
-    keep();
-  };
-  const send = (text: string, two: boolean, against: string): void => {
-    const into = two ? [blank(), blank()] : [blank()];
-    const turn: Turn = { ask: text, answers: into, shown: 0, ...(two && { pair: true }) };
-    current.turns.push(turn);
-    conversations.current = [current, ...conversations.current.filter((one) => one !== current)];
-    keep();
-    void run(turn, into, against);
-  };
-  const regenerate = async (turn: Turn): Promise<void> => {
-    const old = turn.answers[turn.shown]!;
-    const made = blank();
-    if (old.id) turn.answers.push(made);
-    else turn.answers[turn.shown] = made;
-    turn.shown = turn.answers.indexOf(made);
-    await run(turn, [made]);
-    if (rates && old.id && made.id)
-      await api
-        .post("/v1/events", { response_id: old.id, type: "regenerate", new_response_id: made.id })
-        .catch(() => undefined); // an event is a hint: losing one harms nobody
-  };
-  const rate = async (answer: Answer, vote: Vote | null): Promise<boolean> => {
-    try {
-      if (rates) await api.vote(answer.id, said(vote));
-      else answer.token = await api.voteByToken(answer.token ?? "", said(vote));
-    } catch (error) {
-      failed(error);
-      return false;
-    }
-    if (vote) answer.vote = vote;
-    else delete answer.vote;
-    setStatus(t(vote ? "saved" : "retracted"));
-    keep();
-    return true;
-  };
-  const copy = (answer: Answer): void => {
-    void navigator.clipboard.writeText(answer.text).then(() => setStatus(t("copied")));
-    if (rates && answer.id) void api.post("/v1/events", { response_id: answer.id, type: "copy" }).catch(() => undefined);
-  };
-  const prefer = async (turn: Turn, verdict: Verdict): Promise<void> => {
-    try {
-      await compare(api, turn, verdict);
-      setStatus(t("saved"));
-    } catch (error) {
-      failed(error);
-    }
-    keep();
-  };
+  const kept = useConversations(() => setStatus(t("full")));
+  const deeds = useDeeds({ api, rates, kept, say: setStatus, t });
+  const busy = kept.current.turns.some((turn) => turn.answers.some((answer) => answer.state === "streaming"));
   const open = (conversation: Conversation): void => {
-    stopping.current?.abort();
+    deeds.stop();
     setMenu(false);
-    setCurrent(conversation);
+    kept.open(conversation);
     setStatus("");
   };
-  const drop = (conversation: Conversation): void => {
-    conversations.current = conversations.current.filter((one) => one !== conversation);
-    if (conversation === current) open(fresh());
-    keep();
-  };
-
   useEffect(() => {
     const onKey = (event: KeyboardEvent): void => {
       if (event.key !== "Escape") return;
       if (menu) setMenu(false);
-      else stopping.current?.abort();
+      else deeds.stop();
     };
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, [menu]);
-
-  const actionsOf = (turn: Turn): Actions => {
-    const last = turn === current.turns.at(-1) && !busy;
-    return {
-      rate,
-      copy,
-      mayRate: (answer) => rates || Boolean(answer.token),
-      ...(last && { regenerate: () => void regenerate(turn) }),
-    };
-  };
   return (
     <div class="page">
       <a class="skip" href="#message">
@@ -160,56 +56,85 @@ export function Chat({ secret, own, leave, display, t }: Props) {
           {t("newChat")}
         </button>
       </header>
-      <nav class={menu ? "open" : ""} aria-label={t("history")}>
-        <h2>{t("history")}</h2>
-        <p class="hint">{t("historyEmpty")}</p>
-        <ul>
-          {conversations.current.map((one) => (
-            <li key={one.id}>
-              <button type="button" class="title" aria-current={one === current} onClick={() => open(one)}>
-                {plain(titleOf(one))}
-              </button>
-              <Icon name={t("remove", plain(titleOf(one)))} sign="remove" onClick={() => drop(one)} />
-            </li>
-          ))}
-        </ul>
+      <Side kept={kept} isOpen={menu} open={open} t={t}>
         {display}
         <button type="button" onClick={leave}>
           {t("leave")}
         </button>
-      </nav>
+      </Side>
       <main>
-        <div class="log" ref={log} tabIndex={0} role="region" aria-label={t("title")}>
-          {current.turns.length === 0 && (
-            <div class="welcome">
-              <p>{t("welcome")}</p>
-              <p class="hint">{t("welcomeHelp")}</p>
-            </div>
-          )}
-          {current.turns.map((turn, index) => (
-            <TurnView
-              key={`${current.id}-${index}`}
-              turn={turn}
-              actions={actionsOf(turn)}
-              show={(shown) => {
-                turn.shown = shown;
-                keep();
-              }}
-              prefer={(verdict) => void prefer(turn, verdict)}
-              t={t}
-            />
-          ))}
+        <Log kept={kept} deeds={deeds} rates={rates} busy={busy} t={t} />
+        <Composer api={api} busy={busy} mayCompare={rates} send={deeds.send} stop={deeds.stop} status={status} t={t} />
+      </main>
+    </div>
+  );
+}
+
+interface SideProps {
+  kept: Conversations;
+  isOpen: boolean;
+  open: (conversation: Conversation) => void;
+  children: ComponentChildren;
+  t: Speak;
+}
+
+function Side({ kept, isOpen, open, children, t }: SideProps) {
+  const drop = (conversation: Conversation): void => {
+    if (conversation === kept.current) open(fresh());
+    kept.drop(conversation);
+  };
+  return (
+    <nav class={isOpen ? "open" : ""} aria-label={t("history")}>
+      <h2>{t("history")}</h2>
+      <p class="hint">{t("historyEmpty")}</p>
+      <ul>
+        {kept.all.map((one) => (
+          <li key={one.id}>
+            <button type="button" class="title" aria-current={one === kept.current} onClick={() => open(one)}>
+              {plain(titleOf(one))}
+            </button>
+            <Icon name={t("remove", plain(titleOf(one)))} sign="remove" onClick={() => drop(one)} />
+          </li>
+        ))}
+      </ul>
+      {children}
+    </nav>
+  );
+}
+
+function Log(props: { kept: Conversations; deeds: Deeds; rates: boolean; busy: boolean; t: Speak }) {
+  const { kept, deeds, rates, busy, t } = props;
+  const { current } = kept;
+  const actionsOf = (turn: Turn): Actions => {
+    const last = turn === current.turns.at(-1) && !busy;
+    return {
+      rate: deeds.rate,
+      copy: deeds.copy,
+      mayRate: (answer) => rates || Boolean(answer.token),
+      ...(last && { regenerate: () => void deeds.regenerate(turn) }),
+    };
+  };
+  return (
+    <div class="log" ref={kept.log} tabIndex={0} role="region" aria-label={t("title")}>
+      {current.turns.length === 0 && (
+        <div class="welcome">
+          <p>{t("welcome")}</p>
+          <p class="hint">{t("welcomeHelp")}</p>
         </div>
-        <Composer
-          api={api}
-          busy={busy}
-          mayCompare={rates}
-          send={send}
-          stop={() => stopping.current?.abort()}
-          status={status}
+      )}
+      {current.turns.map((turn, index) => (
+        <TurnView
+          key={`${current.id}-${index}`}
+          turn={turn}
+          actions={actionsOf(turn)}
+          show={(shown) => {
+            turn.shown = shown;
+            kept.keep();
+          }}
+          prefer={(verdict) => void deeds.prefer(turn, verdict)}
           t={t}
         />
-      </main>
+      ))}
     </div>
   );
 }

@@ -1,6 +1,6 @@
 // A question with its answers: one shown at a time, or two beside each other until one is preferred.
 import { Icon } from "../shared/icons";
-import { plain } from "../shared/markdown";
+import { plain } from "../shared/plain";
 import type { Speak, Word } from "../shared/words";
 import { type Actions, AnswerView, Body, Spoken } from "./answer";
 import type { Turn, Verdict } from "./history";

@@ -75,12 +75,19 @@ export class Api {
     const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: asked, signal });
     if (!answer.ok || !answer.body) throw await refusal(answer);
     told(answer.headers.get("x-feedback-token"));
-    for await (const data of events(answer.body)) {
+    for await (const { data } of events(answer.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data) as Chunk;
       if (chunk.error) throw new ApiError(502, chunk.error.message, chunk.error.code ?? null);
       heard(chunk);
     }
+  }
+
+  /** Server-sent events with their names, until the server or `signal` ends them. EventSource could not send the key. */
+  async follow(path: string, signal: AbortSignal, heard: (event: Sent) => void): Promise<void> {
+    const answer = await fetch(path, { headers: this.headers(), signal });
+    if (!answer.ok || !answer.body) throw await refusal(answer);
+    for await (const event of events(answer.body)) heard(event);
   }
 
   /** A vote with this key. */
@@ -107,8 +114,14 @@ async function refusal(answer: Response): Promise<ApiError> {
   }
 }
 
-/** The data of server-sent events, one event at a time. */
-async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {
+/** One server-sent event. */
+export interface Sent {
+  name: string;
+  data: string;
+}
+
+/** Server-sent events, one at a time; comments are passed over. */
+async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<Sent> {
   const reader = body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
   let waiting = "";
   for (;;) {
@@ -118,8 +131,13 @@ async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<string>
     const parts = waiting.split(/\r?\n\r?\n/);
     waiting = parts.pop() ?? "";
     for (const part of parts) {
-      const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
-      if (lines.length) yield lines.map((line) => line.slice(5).trimStart()).join("\n");
+      const field = (name: string): string[] =>
+        part
+          .split(/\r?\n/)
+          .filter((line) => line.startsWith(name))
+          .map((line) => line.slice(name.length).trimStart());
+      const data = field("data:");
+      if (data.length) yield { name: field("event:")[0] ?? "message", data: data.join("\n") };
     }
   }
 }

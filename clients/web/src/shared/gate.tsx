@@ -1,28 +1,40 @@
 // The key, asked for once.
 import { useState } from "preact/hooks";
-import { Api, ApiError, type KeyInfo } from "../shared/api";
-import { session } from "../shared/kept";
-import type { Speak } from "../shared/words";
+import { Api, ApiError, type KeyInfo } from "./api";
+import { session } from "./kept";
+import type { Speak, Word } from "./words";
+
+/** Who may enter a page: keys with one of these roles, and admins. `refusal` tells the others. */
+export interface Entrance {
+  roles: string[];
+  refusal: Word;
+}
 
 /** What a key may do here, or why it may nothing. */
-export async function admitted(key: string, t: Speak): Promise<KeyInfo | string> {
+export async function admitted(key: string, entrance: Entrance, t: Speak): Promise<KeyInfo | string> {
   try {
     const own = await new Api(key, session()).get<KeyInfo>("/v1/keys/self");
-    const may = own.roles.includes("chat") || own.roles.includes("admin");
-    return may ? own : t("keyNoChat", own.roles.join(", "));
+    const may = own.roles.some((role) => role === "admin" || entrance.roles.includes(role));
+    return may ? own : t(entrance.refusal, own.roles.join(", "));
   } catch (error) {
     if (error instanceof ApiError) return error.status === 401 ? t("keyWrong") : error.message;
     return t("offline");
   }
 }
 
-export function Gate({ enter, t }: { enter: (key: string, own: KeyInfo, remember: boolean) => void; t: Speak }) {
+interface Props {
+  entrance: Entrance;
+  enter: (key: string, own: KeyInfo, remember: boolean) => void;
+  t: Speak;
+}
+
+export function Gate({ entrance, enter, t }: Props) {
   const [key, setKey] = useState("");
   const [remember, setRemember] = useState(false);
   const [problem, setProblem] = useState("");
   const submit = async (event: Event): Promise<void> => {
     event.preventDefault();
-    const own = await admitted(key.trim(), t);
+    const own = await admitted(key.trim(), entrance, t);
     if (typeof own === "string") setProblem(own);
     else enter(key.trim(), own, remember);
   };

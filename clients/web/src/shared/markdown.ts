@@ -2,6 +2,7 @@
 // Three walls: the renderer escapes HTML, the sanitiser lets few elements pass, the page's CSP forbids the rest.
 import DOMPurify from "dompurify";
 import MarkdownIt from "markdown-it";
+import { plain } from "./plain";
 
 const markdown = new MarkdownIt({ html: false, linkify: false, breaks: true });
 
@@ -15,14 +16,6 @@ markdown.renderer.rules.image = (tokens, index) => {
 
 const ALLOWED_TAGS =
   "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong table tbody td th thead tr ul".split(" ");
-
-// Overrides and embeddings reorder what is read ("exe.gpj"); the isolates and marks that languages need remain.
-const REORDERING = /[\u202A-\u202E]/g;
-
-/** Text in which characters that reorder their neighbours are shown instead of obeyed. */
-export function plain(text: string): string {
-  return text.replace(REORDERING, (found) => `[U+${found.charCodeAt(0).toString(16).toUpperCase()}]`);
-}
 
 /** Markdown as an inert fragment. */
 export function render(text: string): DocumentFragment {

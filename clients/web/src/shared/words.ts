@@ -1,4 +1,4 @@
-// Every text of the chat page, in two languages. `{0}` is filled in.
+// Every text of the chat page, and what the console shares with it, in two languages. `{0}` is filled in.
 
 const en = {
   title: "Plaudit chat",
@@ -10,6 +10,7 @@ const en = {
   enter: "Continue",
   keyWrong: "The server does not know this key.",
   keyNoChat: "This key may not chat (its roles: {0}).",
+  keyNoConsole: "This key may not look in here (its roles: {0}): it takes viewer or operator.",
   leave: "Forget key",
   newChat: "New chat",
   history: "Conversations",
@@ -98,6 +99,7 @@ const zh: Record<Word, string> = {
   enter: "继续",
   keyWrong: "服务器不认识这个密钥。",
   keyNoChat: "此密钥不能对话（角色：{0}）。",
+  keyNoConsole: "此密钥无权查看控制台（角色：{0}）：需要 viewer 或 operator。",
   leave: "忘记密钥",
   newChat: "新对话",
   history: "对话记录",
