@@ -16,11 +16,11 @@ $(INSTALLED): pyproject.toml requirements/install.sh requirements/cpu.txt requir
 
 setup: $(INSTALLED) ## create .venv and install the locked stack (GPU where nvidia-smi answers)
 
-pages: setup ## build the chat page into the server (Node >= 20, else one from PyPI in .venv)
+pages: setup ## build chat page and console into the server (Node >= 20, else one from PyPI in .venv)
 	@clients/web/build.sh
 
 run: setup ## start engine, server and trainer; Ctrl-C stops all three
-	@clients/web/build.sh || true # without its page the server serves all the same
+	@clients/web/build.sh || true # without its pages the server serves all the same
 	@$(PY) -m plaudit_server up
 
 test: check unit integration contract clients pages-test e2e ## everything CI runs

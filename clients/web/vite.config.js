@@ -9,6 +9,6 @@ export default defineConfig({
     // The pages' Content-Security-Policy allows no inline script: the polyfill would be one.
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
-    rollupOptions: { input: ["index.html"] },
+    rollupOptions: { input: ["index.html", "console.html"] },
   },
 });

@@ -25,6 +25,7 @@ def client(folder: Path) -> httpx.AsyncClient:
 def built(tmp_path: Path) -> Path:
     (tmp_path / "assets").mkdir()
     (tmp_path / "index.html").write_text("<title>chat</title>")
+    (tmp_path / "console.html").write_text("<title>console</title>")
     (tmp_path / "assets" / "index-abc123.js").write_text("export {};" * 100)
     (tmp_path / "secret.txt").write_text("not a page")
     return tmp_path
@@ -42,9 +43,17 @@ async def test_a_page_is_asked_for_anew_and_an_asset_never(built: Path) -> None:
         assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_no_inline_script_and_no_address_of_an_image_is_allowed(built: Path) -> None:
+async def test_the_console_is_a_page_of_its_own(built: Path) -> None:
     async with client(built) as browser:
-        policy = (await browser.get("/")).headers["content-security-policy"]
+        page = await browser.get("/console")
+    assert (page.status_code, page.text) == (200, "<title>console</title>")
+    assert page.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+async def test_no_inline_script_and_no_address_of_an_image_is_allowed(built: Path, path: str) -> None:
+    async with client(built) as browser:
+        policy = (await browser.get(path)).headers["content-security-policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == "'none'"
     assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
@@ -72,14 +81,15 @@ async def test_nothing_else_is_handed_out(built: Path, name: str) -> None:
     assert answer.json()["error"]["code"] == "unknown_url"
 
 
-async def test_without_built_pages_one_line_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/", "/console"])
+async def test_without_built_pages_one_line_says_what_to_do(tmp_path: Path, path: str) -> None:
     async with client(tmp_path) as browser:
-        answer = await browser.get("/")
+        answer = await browser.get(path)
     assert (answer.status_code, answer.text) == (404, HOW)
     assert HOW.count("\n") == 1 and "make pages" in HOW
 
 
-@pytest.mark.parametrize("page", ["index.html"])
+@pytest.mark.parametrize("page", ["index.html", "console.html"])
 def test_the_first_load_is_small_and_all_of_it_from_here(page: str) -> None:
     if not (BUILT / page).is_file():
         pytest.skip("the pages are not built: make pages")

@@ -12,7 +12,12 @@ AXE = Path(__file__).parents[2] / "clients" / "web" / "node_modules" / "axe-core
 def shoot(page: Page, name: str, *, whole: bool = False) -> None:
     """Leave a screenshot, of the whole page where it is longer than the window."""
     SHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)
+    window = page.viewport_size
+    if whole and window:
+        page.set_viewport_size({**window, "height": page.evaluate("document.documentElement.scrollHeight")})
+    page.screenshot(path=SHOTS / f"{name}.png")
+    if window:
+        page.set_viewport_size(window)
 
 
 def violations(page: Page) -> list[Any]:

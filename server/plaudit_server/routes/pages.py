@@ -51,6 +51,11 @@ def pages_router(folder: Path = BUILT) -> APIRouter:
         """The chat page."""
         return _page(folder / "index.html", request)
 
+    @router.get("/console")
+    def console(request: Request) -> Response:
+        """The operators' console."""
+        return _page(folder / "console.html", request)
+
     @router.get("/assets/{name}")
     def asset(name: str, request: Request) -> Response:
         """A script or a style sheet of a page."""
