@@ -75,6 +75,7 @@ function axes(drawing: Drawing, ink: string, line: string): uPlot.Axis[] {
   const names = drawing.names;
   const bottom: uPlot.Axis = { ...shared, label: drawing.xLabel, labelSize: 22, size: 34 };
   if (drawing.plain) bottom.incrs = WHOLE;
+  if (drawing.time) bottom.space = 75;
   if (drawing.time) bottom.values = (_, splits, __, ___, step) => splits.map((at) => moment(at, step, drawing.locale));
   if (names) {
     bottom.splits = () => names.map((_, index) => index);

@@ -32,7 +32,7 @@ export function Meter({ value, bound, label }: { value: number; bound: number; l
 
 /** The difference, what it surely exceeds, and the margin that it must exceed; 0 in the middle, in percentage points. */
 export function Span({ value, low, margin }: { value: number; low: number; margin: number }) {
-  const reach = Math.max(0.05, Math.abs(value), Math.min(1, Math.abs(low)), margin) * 1.15;
+  const reach = Math.min(1, Math.max(0.05, Math.abs(value), Math.abs(low), margin) * 1.15);
   const x = (of: number): number => LEFT + ((Math.min(reach, Math.max(-reach, of)) + reach) / (2 * reach)) * (RIGHT - LEFT);
   const end = Number((reach * 100).toPrecision(2));
   return (
@@ -43,12 +43,12 @@ export function Span({ value, low, margin }: { value: number; low: number; margi
       <line class="whisker" x1={x(low)} x2={RIGHT} y1="28" y2="28" />
       <line class="whisker" x1={x(low)} x2={x(low)} y1="22" y2="34" />
       <circle class="mean" cx={x(value)} cy="28" r="6" />
-      <text x={x(-margin)} y="12" text-anchor="middle">{`−${figure(margin * 100)} %`}</text>
-      <text x={LEFT} y="58" text-anchor="start">{`−${end} %`}</text>
+      <text x={x(-margin)} y="12" text-anchor="middle">{`−${figure(margin * 100)}`}</text>
+      <text x={LEFT} y="58" text-anchor="start">{`−${end}`}</text>
       <text x={x(0)} y="58" text-anchor="middle">
         0
       </text>
-      <text x={RIGHT} y="58" text-anchor="end">{`+${end} %`}</text>
+      <text x={RIGHT} y="58" text-anchor="end">{`+${end}`}</text>
     </svg>
   );
 }

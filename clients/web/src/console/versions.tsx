@@ -152,7 +152,7 @@ function Proof({ version }: { version: Version }) {
   return (
     <>
       <h3>{t("proof")}</h3>
-      {!proof && <p class="hint">{t("proofNone")}</p>}
+      {!proof && <p class="hint">{t(version.parent ? "proofNone" : "proofBase")}</p>}
       {proof && (
         <>
           <p class="hint">

@@ -134,6 +134,7 @@ const WORDS = {
   detail: ["detail", "详情"],
   proof: ["Proof on each replica", "各副本上的证明"],
   proofNone: ["It was not proven (yet).", "（尚）未证明。"],
+  proofBase: ["The model as it came needs no proof.", "原始模型无需证明。"],
   replica: ["replica", "副本"],
   slope: ["slope (1 = live)", "斜率（1 = 生效）"],
   tensors: ["tensors found", "找到的张量"],
