@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
-.PHONY: help setup pages pages-test run test check fix unit integration contract clients browser e2e demo bench bench-rollout chaos lock clean
+.PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations browser e2e demo bench bench-rollout chaos lock clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ run: setup ## start engine, server and trainer; Ctrl-C stops all three
 	@clients/web/build.sh || true # without its page the server serves all the same
 	@$(PY) -m plaudit_server up
 
-test: check unit integration contract clients pages-test e2e ## everything CI runs
+test: check unit integration contract clients integrations pages-test e2e ## everything CI runs
 
 check: setup ## format, lint, types, layers
 	$(PY) -m ruff format --check .
@@ -46,6 +46,10 @@ contract: setup ## light import, OpenAPI drift, documented settings, containers
 
 clients: setup ## TypeScript packages: npm ci, type check, build, tests against the real server (needs Node >= 20)
 	$(PY) -m pytest tests/clients
+
+integrations: setup ## thumbs of the real Gradio, Chainlit and Open WebUI in a real Chromium, each installed into .venv/with
+	@tests/pages/chromium.sh
+	$(PY) -m pytest tests/integrations
 
 pages-test: setup pages ## the pages in a real Chromium, on the real server with the fake engine
 	@tests/pages/chromium.sh
