@@ -61,7 +61,7 @@ def test_thumbs_reach_the_answer_that_they_were_given_to(browser: Browser, app: 
         page.get_by_label("Liked", exact=True).click()  # pressed again
         assert site.vote(response_id=first, retracted=True)["value"] is None
 
-        page.get_by_label("Retry").click()
+        page.get_by_role("button", name="Retry").click()
         site.until_answers(3)
         answered(page, 2)
         again = site.answers()[0]["id"]
@@ -69,7 +69,7 @@ def test_thumbs_reach_the_answer_that_they_were_given_to(browser: Browser, app: 
         site.vote(response_id=again, value=1.0)
         assert site.vote(response_id=second, value=-1.0)["revision"] == 1, "the one that was retried keeps its own"
 
-        page.get_by_label("Undo").click()
+        page.get_by_role("button", name="Undo").click()
         answered(page, 1)
         thumb(page, "Dislike").click()
         site.vote(response_id=first, value=-1.0)

@@ -64,7 +64,11 @@ def tie(message: cl.Message, response_id: str, end_user: str | None = None) -> c
         response_id: the answer's id.
         end_user: whom the chat named as its user; a vote has to name the same.
     """
-    message.metadata = {**(message.metadata or {}), METADATA: {"response_id": response_id, "end_user": end_user}}
+    tied = {METADATA: {"response_id": response_id, "end_user": end_user}}
+    message.metadata = {**(message.metadata or {}), **tied}
+    run = cl.context.current_run  # Chainlit's thumbs rate the run that a message is in
+    if run is not None:
+        run.metadata = {**(run.metadata or {}), **tied}
     return message
 
 
@@ -120,7 +124,7 @@ class PlauditFeedback:
         Raises:
             PlauditError: Plaudit did not take it; the page says that it failed.
         """
-        # A message has one vote, so its id can be the vote's: what retracts a vote is told nothing else.
+        # What is rated has one vote, so its id can be the vote's: what retracts a vote is told nothing else.
         feedback.id = feedback.id or feedback.forId
         tied = await self._tie_of(feedback.forId, feedback.threadId)
         if tied is None:
@@ -157,10 +161,13 @@ class PlauditFeedback:
 
     def _note(self, step: Mapping[str, Any]) -> None:
         tied = _read(step)
-        if tied is not None:
-            self._ties[step["id"]] = tied
-            if len(self._ties) > REMEMBERED:
-                self._ties.popitem(last=False)
+        if tied is None:
+            return
+        for each in (step["id"], step.get("parentId")):  # the run, where there is one, is what thumbs rate
+            if each:
+                self._ties[each] = tied
+        while len(self._ties) > REMEMBERED:
+            self._ties.popitem(last=False)
 
     async def _tie_of(self, message: str, thread: str | None) -> Tie | None:
         return self._ties.get(message) or await self._stored(message, thread)
