@@ -6,6 +6,7 @@ WORKDIR /app/clients/web
 COPY clients/web/package.json clients/web/package-lock.json ./
 RUN npm ci --no-audit --no-fund
 COPY clients/web/ ./
+COPY clients/typescript/src/openapi.ts ../typescript/src/openapi.ts
 RUN npm run build
 
 FROM python:3.11-slim-bookworm AS base
