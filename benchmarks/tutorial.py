@@ -10,7 +10,9 @@ filled: what then remains is not downloading. Needs git, and a commit of whateve
 import argparse
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -66,6 +68,7 @@ def measure(folder: Path, *, warm: bool) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, keep."""
     given = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever ends us, the service is ended too
     with tempfile.TemporaryDirectory() as temporary:
         figures = measure(given.folder or Path(temporary), warm=given.warm)
     print("\n".join(figures.pop("log")))

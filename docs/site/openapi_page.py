@@ -71,10 +71,8 @@ def schema_lines(name: str, schema: Json) -> Iterator[str]:
 def roles(operation: Json) -> str:
     """Who may call it."""
     requirements = operation.get("security", [])
-    named = requirements[0].get("key", []) if requirements else None
-    if named is None:
-        return "none needed"
-    return ", ".join(code(role) for role in named) or "a signed token, or any key"
+    named = requirements[0].get("key", []) if requirements else []
+    return ", ".join(code(role) for role in named) or "no key is asked for"
 
 
 def json_schema(part: Json) -> Json:

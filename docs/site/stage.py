@@ -147,6 +147,7 @@ def stage(root: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     staging = Stage(root, source)
     staging.api()
+    shutil.copyfile(HERE / "extra.css", source / "extra.css")
     for path in pages(root):
         staging.page(path)
     config = (HERE / "zensical.toml").read_text(encoding="utf-8")
