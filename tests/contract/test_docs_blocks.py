@@ -35,6 +35,7 @@ E2E = "tests/e2e/test_tutorial.py runs it, with the real engine"
 ENGINES = "needs vLLM servers on other machines"
 BACKUP = "tests/integration/test_store_backup.py runs it"
 REAL = "starts the real engine: tests/e2e does"
+THEIRS = "tests/integrations runs the example, in an environment that has the package"
 
 NOT_RUN = {
     "README.md: make run": REAL,
@@ -55,7 +56,13 @@ NOT_RUN = {
     "docs/howto/run-on-postgres.md: python -c": BACKUP,
     "docs/howto/run-on-postgres.md: rm -f": BACKUP,
     "docs/howto/scale-out.md: # each GPU": "needs GPUs; tests/integration runs two processes",
+    "docs/howto/swap-whole-models.md: run = trainer": "needs a whole model; tests/integration/test_api_whole_models.py",
     "docs/howto/tune.md: plaudit tune": "trains; tests/integration/test_tune_command.py does",
+    "docs/howto/use-gradio.md: pip install": THEIRS,
+    'docs/howto/use-gradio.md: """A Gradio chat': THEIRS,
+    "docs/howto/use-chainlit.md: pip install": THEIRS,
+    'docs/howto/use-chainlit.md: """A Chainlit chat': THEIRS,
+    "docs/howto/use-chainlit.md: from chainlit": THEIRS,
 }
 """Blocks that do not run, by page and how their first line begins, each with the reason. Shell among them is parsed all
 the same, and held to our own parsers."""
@@ -89,6 +96,7 @@ RUN = {
     "docs/howto/import-and-export.md: plaudit export": Shell(),
     "docs/howto/import-and-export.md: plaudit import": Shell(before=FILES),
     "docs/howto/use-the-chat-page.md: .venv/bin/plaudit keys create": Shell(),
+    "docs/howto/use-the-console.md: .venv/bin/plaudit keys create": Shell(),
     "docs/personas/operator.md: plaudit doctor": Shell(alone=True, complains="plaudit doctor"),  # of the fake engine
     "docs/personas/operator.md: plaudit versions show": Shell(),
     "docs/reference/cli.md: printf": Shell(),
@@ -108,6 +116,7 @@ BEFORE = {
 
 SHELLS = [block for block in all_blocks() if block.language in {"sh", "console"}]
 PYTHON = [block for block in all_blocks() if block.language == "python"]
+FOREIGN = [block for block in PYTHON if block.name.startswith(tuple(NOT_RUN))]
 
 
 def test_every_block_says_its_language() -> None:
@@ -125,7 +134,8 @@ def test_every_block_runs_or_is_listed_with_its_reason() -> None:
     asked = [block.name for block in all_blocks() if block.language not in elsewhere]
     listed = (*RUN, *NOT_RUN)
     assert [name for name in asked if not name.startswith(listed)] == [], "new: let it run, or say here why it does not"
-    assert [key for key in listed if not any(name.startswith(key) for name in asked)] == [], "blocks that are no more"
+    there = asked + [block.name for block in PYTHON]
+    assert [key for key in listed if not any(name.startswith(key) for name in there)] == [], "blocks that are no more"
 
 
 @pytest.mark.parametrize("block", SHELLS, ids=lambda block: f"{block.page}:{block.line}")
@@ -256,7 +266,14 @@ def script(block: Block) -> str:
     return inside + ("import asyncio\nasyncio.run(block())\n" if awaits else "block()\n")
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize("block", FOREIGN, ids=lambda block: f"{block.page}:{block.line}")
+def test_python_that_is_run_elsewhere_parses(block: Block) -> None:
+    compile(block.text, block.name, "exec")
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in PYTHON if block not in FOREIGN], ids=lambda block: f"{block.page}:{block.line}"
+)
 async def test_python_runs(block: Block, place: Place) -> None:
     code, said = await place.run(sys.executable, "-W", "error", "-c", place.here(script(block)))
     assert code == 0, said

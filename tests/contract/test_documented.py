@@ -22,14 +22,30 @@ def strings(node: ast.AST) -> set[str]:
 
 
 def codes_of(source: str) -> set[str]:
-    """What is passed as `code=`, and what is the default of a parameter `code`."""
+    """What is passed as `code=`, by a constant's name too, and what is the default of a parameter `code`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    named = {
+        target.id: strings(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            found |= {s for keyword in node.keywords if keyword.arg == "code" for s in strings(keyword.value)}
+            given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            found |= {s for value in given for s in strings(value)}
+            found |= {
+                s
+                for value in given
+                for each in ast.walk(value)
+                if isinstance(each, ast.Name)
+                for s in named.get(each.id, ())
+            }
         elif isinstance(node, ast.arguments):
-            named = zip(node.kwonlyargs, node.kw_defaults, strict=True)
-            found |= {s for name, value in named if name.arg == "code" and value is not None for s in strings(value)}
+            defaults = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+            found |= {s for name, value in defaults if name.arg == "code" and value is not None for s in strings(value)}
     return {code for code in found if re.fullmatch(r"[a-z][a-z_]+", code)} - {"type"}  # taken from the engine's error
 
 
@@ -46,8 +62,8 @@ def test_every_error_code_and_none_that_does_not_exist() -> None:
 
 
 def test_a_code_is_found_wherever_it_stands() -> None:
-    source = 'def f(*, code: str = "a_default"): ...\nraise E("x", code="one" if y else "two")\n'
-    assert codes_of(source) == {"a_default", "one", "two"}
+    source = 'N = "three"\ndef f(*, code: str = "a_default"): ...\nraise E("x", code="one" if y else N)\n'
+    assert codes_of(source) == {"a_default", "one", "three"}
 
 
 def section(title: str) -> str:
