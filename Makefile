@@ -49,6 +49,7 @@ clients: setup ## TypeScript packages: npm ci, type check, build, tests against 
 
 integrations: setup ## thumbs of the real Gradio, Chainlit and Open WebUI in a real Chromium, each installed into .venv/with
 	@tests/pages/chromium.sh
+	@for name in gradio chainlit open-webui; do tests/integrations/install.sh $$name || true; done # what is not there is skipped
 	$(PY) -m pytest tests/integrations
 
 pages-test: setup pages ## the pages in a real Chromium, on the real server with the fake engine

@@ -11,18 +11,8 @@ mkdir -p .venv/with
 exec 9>.venv/with/.lock && flock 9 # two test workers, one installation
 cmp -s "$wanted" "$folder/.installed" && exit 0
 
-uv=.venv/with/uv/bin/uv # pip needs minutes for what uv does in seconds
-if [ ! -x "$uv" ]; then
-  "$python" -m venv .venv/with/uv
-  .venv/with/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-fi
-into() { "$uv" pip install --quiet --python "$folder/bin/python" "$@"; }
-"$uv" venv --quiet --clear --python "$python" "$folder"
-if [ "$name" = open-webui ]; then
-  # All of its dependencies are gigabytes, torch among them. It brings a list of those that it cannot do without.
-  into --no-deps -r "$wanted"
-  into -r "$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/requirements-slim.txt"
-else
-  into -r "$wanted"
-fi
+rm -rf "$folder"
+"$python" -m venv "$folder"
+# Everything is pinned, and all of Open WebUI's dependencies would be gigabytes, torch among them: what is listed suffices.
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$wanted"
 cp "$wanted" "$folder/.installed"
