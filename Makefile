@@ -23,7 +23,7 @@ run: setup ## start engine, server and trainer; Ctrl-C stops all three
 	@clients/web/build.sh || true # without its pages the server serves all the same
 	@$(PY) -m plaudit_server up
 
-test: check unit integration contract clients integrations pages-test e2e ## everything CI runs
+test: check unit integration contract clients pages-test e2e ## everything CI runs
 
 check: setup ## format, lint, types, layers
 	$(PY) -m ruff format --check .
@@ -47,7 +47,7 @@ contract: setup ## light import, OpenAPI drift, documented settings, containers
 clients: setup ## TypeScript packages: npm ci, type check, build, tests against the real server (needs Node >= 20)
 	$(PY) -m pytest tests/clients
 
-integrations: setup ## thumbs of the real Gradio, Chainlit and Open WebUI in a real Chromium, each installed into .venv/with
+integrations: setup ## thumbs of the real Gradio, Chainlit and Open WebUI in a real Chromium, each installed into .venv/with; not part of make test
 	@tests/pages/chromium.sh
 	@for name in gradio chainlit open-webui; do tests/integrations/install.sh $$name || true; done # what is not there is skipped
 	$(PY) -m pytest tests/integrations
