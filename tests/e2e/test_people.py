@@ -78,7 +78,7 @@ def ask(page: Page, text: str) -> Locator:
     page.keyboard.press("Enter")
     expect(page.get_by_role("article")).to_have_count(before + 1)
     answer = page.get_by_role("article").last
-    expect(answer).to_contain_text("version base", timeout=180_000)  # said when it has ended
+    expect(answer.get_by_role("button", name="Good answer")).to_be_visible(timeout=180_000)  # once it has ended
     return answer
 
 
