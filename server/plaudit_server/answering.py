@@ -15,10 +15,10 @@ from typing import Any
 from plaudit.wire.base import JsonObject
 from plaudit_server.answer_log import MOST_WAITING, AnswerLog
 from plaudit_server.chat import Chat
+from plaudit_server.demand import Demand
 from plaudit_server.domain.records import AnswerStatus
 from plaudit_server.engine.base import ChatStream, ChatTrace, Engine
 from plaudit_server.errors import AnswerTooLong, EngineError, Overloaded, RateLimited
-from plaudit_server.serving import Serving
 from plaudit_server.telemetry import Telemetry, log_event
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ class Answering:
         self,
         *,
         engine: Engine,
-        serving: Serving,
+        demand: Demand,
         log: AnswerLog,
         telemetry: Telemetry,
         max_pending: int,
         max_pending_key: int,
     ) -> None:
         self._engine = engine
-        self._serving = serving
+        self._demand = demand
         self._log = log
         self._telemetry = telemetry
         self._max_pending = max_pending
@@ -92,7 +92,7 @@ class Answering:
         self._pending += 1
         self._pending_of[chat.key_id] += 1
         self._telemetry.in_flight.inc()
-        self._serving.hold(chat.route.version)
+        self._demand.hold(chat.route.version)
         if chat.stored:
             self._speaking.update(chat.response_ids)
 
@@ -102,7 +102,7 @@ class Answering:
         if not self._pending_of[chat.key_id]:
             del self._pending_of[chat.key_id]
         self._telemetry.in_flight.dec()
-        self._serving.release(chat.route.version)
+        self._demand.release(chat.route.version)
         if not recorded:
             self._speaking.difference_update(chat.response_ids)
 

@@ -84,7 +84,7 @@ async def _read(conn: Connection) -> _Stored:
 def _server(services: Services, run: tuple[RunRow, StageSpan] | None) -> ServerNow:
     """Another gateway process may be the one that the trainer calls: what it told of its run is in the database."""
     states = [replica.state for replica in services.engine.health()]
-    answers = services.serving.answers()
+    answers = services.serving.routing.answers()
     engine = "ready" if "ready" in states else "starting" if "starting" in states else "down"
     heard = [moment for moment in (services.trainer_seen_ms, run and run[0].updated_at_ms) if moment]
     return ServerNow(

@@ -68,7 +68,7 @@ class Rollouts:
         Raises as `store.rollouts.create`, SwapFailed, and Conflict where candidate and stable cannot be live at once.
         """
         await self._serving.check_room(request.candidate)
-        await self._serving.ensure_resident(request.candidate)
+        await self._serving.reconciler.ensure_resident(request.candidate)
         row = await self._database.write(lambda conn: rollouts.create(conn, request, actor=actor, now_ms=now_ms()))
         await self._serving.moved("canary", "rollout")
         return row
@@ -85,7 +85,7 @@ class Rollouts:
     async def promote(self, rollout_id: str, *, actor: str, reason: str | None) -> None:
         """A person makes the candidate stable. Raises as `store.rollouts.finish`, NotFound, and SwapFailed."""
         row = await self._database.read(lambda conn: rollouts.get(conn, rollout_id))
-        await self._serving.ensure_resident(row.candidate)
+        await self._serving.reconciler.ensure_resident(row.candidate)
         await self._end(rollout_id, "promoted", actor=actor, reason=reason)
         await self._serving.moved("stable", "operator")
 
@@ -132,7 +132,7 @@ class Rollouts:
         if row is None or report is None or not (superseded or report.automatic):
             return
         if report.decision == "promote" and not superseded:
-            await self._serving.ensure_resident(row.candidate)
+            await self._serving.reconciler.ensure_resident(row.candidate)
         try:
             moved = await self._database.write(_act)
         except Conflict as error:  # another process acted, or a person did

@@ -33,7 +33,7 @@ async def scrape(services: Services) -> bytes:
     stored = await services.database.read(_read)
     # From here on nothing awaits: two who scrape at once each see a whole picture.
     telemetry = services.telemetry
-    telemetry.forget_retired(services.serving.current())
+    telemetry.forget_retired(services.serving.demand.current())
     _show_engine(services)
     _show_serving(services)
     _show_queues(services)
@@ -78,11 +78,11 @@ def _show_engine(services: Services) -> None:
 def _show_serving(services: Services) -> None:
     telemetry, serving = services.telemetry, services.serving
     telemetry.alias_version.clear()
-    for alias, version in serving.targets().items():
-        telemetry.alias_version.labels(alias, version).set(1)
-    telemetry.stable_proven.set(serving.answers())
+    for alias, row in serving.catalog.targets.items():
+        telemetry.alias_version.labels(alias, row.version).set(1)
+    telemetry.stable_proven.set(serving.routing.answers())
     telemetry.versions_resident.set(len(services.engine.resident() - {"base"}))
-    states = serving.states()
+    states = serving.catalog.counts()
     for state in get_args(VersionState):
         telemetry.versions.labels(state).set(states[state])
 

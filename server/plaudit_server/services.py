@@ -140,7 +140,7 @@ def _assemble(
         serving=serving,
         answering=Answering(
             engine=engine,
-            serving=serving,
+            demand=serving.demand,
             log=log,
             telemetry=telemetry,
             max_pending=settings.max_pending_chats,

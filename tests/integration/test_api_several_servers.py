@@ -85,7 +85,7 @@ async def test_an_alias_moved_at_one_is_in_force_at_the_other_within_a_second(tm
         at = time.monotonic()
 
         async def back_in_force() -> bool:
-            return first.services.serving.stable == "base"
+            return first.services.serving.catalog.stable == "base"
 
         await first.until(back_in_force, seconds=5)
         assert time.monotonic() - at < 1

@@ -234,11 +234,11 @@ async def test_another_gateway_process_sees_a_move_within_half_a_second(tmp_path
         await other.start()
         try:
             v1 = await server.publish()
-            assert (await other.route("policy", None)).version == "base"
+            assert (await other.routing.route("policy", None)).version == "base"
             await promote(server, v1)
 
             async def follows() -> bool:
-                return (await other.route("policy", None)).version == v1
+                return (await other.routing.route("policy", None)).version == v1
 
             await until(follows, 0.5 + 0.3)  # and some for a busy machine
         finally:

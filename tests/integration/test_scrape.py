@@ -176,7 +176,7 @@ async def test_late_votes_on_a_retired_version_make_no_series(tmp_path: Path, mo
         assert value(await figures(server), "plaudit_chats_total", version=name, status="complete") == 1
         server.engine.crash()
         server.engine.recover()
-        monkeypatch.setattr(server.services.serving, "current", lambda: {"base"})
+        monkeypatch.setattr(server.services.serving.demand, "current", lambda: {"base"})
         monkeypatch.setattr(module, "RETIRED_KEEP_S", -1.0)
         await figures(server)
         page = await figures(server)

@@ -58,12 +58,12 @@ async def test_a_rollback_elsewhere_is_in_force_here_at_once(tmp_path: Path, res
         await promote(one, v1)
         v2 = await one.publish()
         await promote(one, v2)
-        await other.until(lambda: other.services.serving.stable == v2)
+        await other.until(lambda: other.services.serving.catalog.stable == v2)
         if not resident:
             other.engine.install_s = 60
             await other.engine.retire(v1)
         await one.admin.post("/v1/rollback", json={"to": v1, "reason": "bad"})
-        await other.until(lambda: other.services.serving.stable == v1, seconds=1)
+        await other.until(lambda: other.services.serving.catalog.stable == v1, seconds=1)
         if resident:
             assert await speaker(other) == f"policy@{v1}"
         else:  # nothing may speak with what was rolled back
@@ -77,17 +77,17 @@ async def test_a_proof_that_fails_elsewhere_later_does_not_undo_one_that_passed(
     async with two(tmp_path) as (one, other):
         other.engine.install_s = 0.5  # it begins while the version is loading, and ends when it is ready
         other.engine.unproven = {"v1"}
-        proofs = other.services.serving._prove
+        proofs = other.services.serving.reconciler._prove
         ended = []
 
         async def prove(row: Any) -> None:
             await proofs(row)
             ended.append(row.name)
 
-        other.services.serving._prove = prove  # type: ignore[method-assign]
+        other.services.serving.reconciler._prove = prove  # type: ignore[method-assign]
         one.engine.install_s = 0.1
         assert await one.publish() == "v1"
-        await other.until(lambda: ended or other.services.serving._failures["v1"])
+        await other.until(lambda: ended or other.services.serving.reconciler._failures["v1"])
         assert await one.state_is("v1", "ready")
 
 
@@ -129,7 +129,7 @@ async def test_two_gateways_share_what_the_replicas_hold(tmp_path: Path) -> None
     async with sharing(tmp_path) as (one, other, stubs):
         v1 = await publish(one, tmp_path)
         await promote(one, v1)
-        await other.until(lambda: other.services.serving.stable == v1, seconds=20)
+        await other.until(lambda: other.services.serving.catalog.stable == v1, seconds=20)
 
         assert await speaker(one) == await speaker(other) == f"policy@{v1}"
         assert [len(stub.names) for stub in stubs] == [len(stub.tensors) for stub in stubs] == [1, 1]
@@ -139,7 +139,7 @@ async def test_a_replica_that_restarts_is_mended_once_for_both(tmp_path: Path) -
     async with sharing(tmp_path) as (one, other, stubs):
         v1 = await publish(one, tmp_path)
         await promote(one, v1)
-        await other.until(lambda: other.services.serving.stable == v1, seconds=20)
+        await other.until(lambda: other.services.serving.catalog.stable == v1, seconds=20)
         stubs[0].restart()
 
         def mended() -> bool:
@@ -156,7 +156,7 @@ async def test_a_gateway_that_ends_leaves_the_other_what_it_uses(tmp_path: Path)
     async with sharing(tmp_path) as (one, other, stubs):
         v1 = await publish(one, tmp_path)
         await promote(one, v1)
-        await other.until(lambda: other.services.serving.stable == v1, seconds=20)
+        await other.until(lambda: other.services.serving.catalog.stable == v1, seconds=20)
         await one.services.serving.close()
         await one.services.engine.close()
         await one.services.membership.close()

@@ -68,11 +68,11 @@ async def _chat(asked: ChatRequest, request: Request, services: Services, princi
     spend(services, request, "chat", user)
     if not services.settings.engine_urls:  # others' engines know their own lengths
         check_fits(asked, services.settings.engine_max_model_len)
-    route = await services.serving.route(asked.model, user.hashed)
+    route = await services.serving.routing.route(asked.model, user.hashed)
     chat = Chat(
         request=asked,
         route=route,
-        fingerprint=services.serving.fingerprint(route.version),
+        fingerprint=services.serving.catalog.fingerprint(route.version),
         request_id=request.state.request_id,
         key_id=principal.key_id,
         end_user=user.hashed,
@@ -179,12 +179,10 @@ async def delete_completion(response_id: str, services: S, principal: Operator) 
 @router.get("/v1/models", summary="Models that may be asked for")
 async def list_models(services: S, principal: Anybody) -> Page[ModelCard]:
     """`policy`, the aliases, and every version that is ready."""
-    await services.serving.refresh()
-    return Page(data=services.serving.models())
+    return Page(data=await services.serving.routing.models())
 
 
 @router.get("/v1/models/{model}", responses=errors(404), summary="One model")
 async def get_model(model: str, services: S, principal: Anybody) -> ModelCard:
     """One of `GET /v1/models`."""
-    await services.serving.refresh()
-    return services.serving.model(model)
+    return await services.serving.routing.model(model)

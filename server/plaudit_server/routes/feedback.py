@@ -132,7 +132,7 @@ async def _give(
 
     row, status = await with_answers(services, put, given.response_id)
     if given.value is not None:
-        services.telemetry.voted(row.version, sign(given.value), current=services.serving.current())
+        services.telemetry.voted(row.version, sign(given.value), current=services.serving.demand.current())
     return row, status
 
 

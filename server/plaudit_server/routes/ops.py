@@ -40,14 +40,14 @@ def _health(services: Services) -> Health:
     replicas = services.engine.health()
     states = {replica.state for replica in replicas}
     engine: EngineState = "ready" if "ready" in states else "starting" if "starting" in states else "down"
-    answers = services.serving.answers()
+    answers = services.serving.routing.answers()
     return Health(
         status="ok" if answers else "degraded" if services.engine.is_up() or engine == "down" else "starting",
         release=RELEASE,
         engine=engine,
         fake_engine=services.engine.is_fake,
         replicas=replicas,
-        stable=services.serving.stable,
+        stable=services.serving.catalog.stable,
         trainer_seen_at=None if services.trainer_seen_ms is None else to_moment(services.trainer_seen_ms),
         now=to_moment(now_ms()),
         uptime_s=round(time.monotonic() - services.started, 3),

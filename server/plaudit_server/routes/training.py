@@ -119,7 +119,7 @@ async def generate(given: GenerateRequest, services: S, principal: Trainer) -> G
     """At low priority, with ids and log-probabilities; never logged as users' traffic."""
     for index, prompt in enumerate(given.prompts):
         _check_prompt(prompt, index)
-    async with services.serving.speaking(given.version):
+    async with services.serving.routing.speaking(given.version):
         answers = await services.engine.generate(
             given.prompts, version=given.version, n=given.n, sampling=given.sampling
         )
@@ -136,6 +136,6 @@ def _check_prompt(prompt: GeneratePrompt, index: int) -> None:
 @router.post("/v1/training/score", responses=errors(404, 502), summary="Log-probabilities under a version")
 async def score(given: ScoreRequest, services: S, principal: Trainer) -> ScoreResponse:
     """Nats, one for each response token."""
-    async with services.serving.speaking(given.version):
+    async with services.serving.routing.speaking(given.version):
         logprobs = await services.engine.score(given.sequences, version=given.version)
     return ScoreResponse(version=given.version, logprobs=logprobs)
