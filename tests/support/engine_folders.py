@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from plaudit.wire.fingerprint import base_fingerprint, file_sha256
+from plaudit.wire.versions import VersionKind
 from plaudit_server.engine.base import AdapterRef
 
 HIDDEN, INNER, RANK = 8, 12, 2
@@ -59,8 +60,8 @@ def make_base(folder: Path) -> Path:
 
 
 @dataclass
-class VersionFolder:
-    """A version under construction: change something, then `seal` it."""
+class _Folder:
+    """What the folders of adapters and of whole models share."""
 
     folder: Path
     base: Path
@@ -68,13 +69,62 @@ class VersionFolder:
     parent: str = "base"
     seed: int = 0
 
+    kind: ClassVar[VersionKind]
+
     def __post_init__(self) -> None:
-        random = np.random.default_rng(self.seed)
         self.tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-        for module, (out, inside) in SHAPES.items():
-            for side, shape in (("A", (RANK, inside)), ("B", (out, RANK))):
-                raw = bf16(random.normal(0, 0.1, shape).astype("<f4"))
-                self.tensors[f"{PREFIX}{module}.lora_{side}.weight"] = ("BF16", shape, raw)
+        sequence = {"prompt_ids": [1, 2], "response_ids": [3, 4], "parent_logprobs": [-1.0, -2.0]}
+        self.probe: dict[str, Any] = {"format": 1, "sequences": [sequence | {"new_logprobs": [-1.1, -1.9]}] * 8}
+        self.manifest: dict[str, Any] = {}
+        random = np.random.default_rng(self.seed)
+        for name, shape in self.shapes().items():
+            self.tensors[name] = ("BF16", shape, bf16(random.normal(0, 0.1, shape).astype("<f4")))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each tensor."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of the manifest that only this kind has."""
+        raise NotImplementedError
+
+    def seal(self) -> AdapterRef:
+        """Write the manifest over what lies there; `manifest` overrides its fields."""
+        files = [p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json"]
+        manifest = {
+            "format": 1,
+            "version": self.name,
+            "parent": self.parent,
+            "base_model": "test",
+            "base_fingerprint": base_fingerprint(self.base),
+            "run_id": "run",
+            "batch_ids": ["batch"],
+            "created_at": "2026-01-01T00:00:00Z",
+            "files": {
+                str(p.relative_to(self.folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
+            },
+            "tensors": {
+                name: {"sha256": hashlib.sha256(raw).hexdigest(), "shape": list(shape), "dtype": dtype}
+                for name, (dtype, shape, raw) in self.tensors.items()
+            },
+        }
+        (self.folder / "manifest.json").write_text(json.dumps(manifest | self.facts() | self.manifest), "utf-8")
+        return self.ref()
+
+    def ref(self) -> AdapterRef:
+        """As it would be registered now."""
+        digest = file_sha256(self.folder / "manifest.json")
+        return AdapterRef(self.name, self.parent, str(self.folder), digest, self.kind)
+
+
+@dataclass
+class VersionFolder(_Folder):
+    """An adapter's version under construction: change something, then `seal` it."""
+
+    kind = "adapter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.config: dict[str, Any] = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -87,10 +137,20 @@ class VersionFolder:
             "rank_pattern": {},
             "megatron_core": "megatron.core",
         }
-        sequence = {"prompt_ids": [1, 2], "response_ids": [3, 4], "parent_logprobs": [-1.0, -2.0]}
-        self.probe: dict[str, Any] = {"format": 1, "sequences": [sequence | {"new_logprobs": [-1.1, -1.9]}] * 8}
-        self.manifest: dict[str, Any] = {}
         self.weights: bytes | None = None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A and B of each adapted module."""
+        return {
+            f"{PREFIX}{module}.lora_{side}.weight": shape
+            for module, (out, inside) in SHAPES.items()
+            for side, shape in (("A", (RANK, inside)), ("B", (out, RANK)))
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Its LoRA; no `kind`, as before there were others."""
+        rank, alpha = self.config.get("r"), self.config.get("lora_alpha")
+        return {"lora": {"rank": rank, "alpha": alpha, "target_modules": ["q_proj"]}}
 
     def write(self) -> "VersionFolder":
         """Write everything but the manifest."""
@@ -102,61 +162,24 @@ class VersionFolder:
         (self.folder / "probe.json").write_text(json.dumps(self.probe), encoding="utf-8")
         return self
 
-    def seal(self) -> AdapterRef:
-        """Write the manifest over what lies there; `manifest` overrides its fields."""
-        files = [p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json"]
-        manifest = {
-            "format": 1,
-            "version": self.name,
-            "parent": self.parent,
-            "base_model": "test",
-            "base_fingerprint": base_fingerprint(self.base),
-            "run_id": "run",
-            "batch_ids": ["batch"],
-            "created_at": "2026-01-01T00:00:00Z",
-            "lora": {
-                "rank": self.config.get("r"),
-                "alpha": self.config.get("lora_alpha"),
-                "target_modules": ["q_proj"],
-            },
-            "files": {
-                str(p.relative_to(self.folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
-            },
-            "tensors": {
-                name: {"sha256": hashlib.sha256(raw).hexdigest(), "shape": list(shape), "dtype": dtype}
-                for name, (dtype, shape, raw) in self.tensors.items()
-            },
-        } | self.manifest
-        path = self.folder / "manifest.json"
-        path.write_text(json.dumps(manifest), encoding="utf-8")
-        return self.ref()
-
-    def ref(self) -> AdapterRef:
-        """As it would be registered now."""
-        digest = file_sha256(self.folder / "manifest.json")
-        return AdapterRef(name=self.name, parent=self.parent, location=str(self.folder), manifest_sha256=digest)
-
 
 @dataclass
-class WholeFolder:
+class WholeFolder(_Folder):
     """A version that is a whole model, under construction: change something, then `seal` it."""
 
-    folder: Path
-    base: Path
-    name: str = "v1"
-    parent: str = "base"
-    seed: int = 0
+    kind = "full"
 
     def __post_init__(self) -> None:
-        random = np.random.default_rng(self.seed)
-        self.tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {
-            name: ("BF16", shape, bf16(random.normal(0, 0.1, shape).astype("<f4")))
-            for name, shape in base_shapes().items()
-        }
+        super().__post_init__()
         self.config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
-        sequence = {"prompt_ids": [1, 2], "response_ids": [3, 4], "parent_logprobs": [-1.0, -2.0]}
-        self.probe: dict[str, Any] = {"format": 1, "sequences": [sequence | {"new_logprobs": [-1.1, -1.9]}] * 8}
-        self.manifest: dict[str, Any] = {}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the base model."""
+        return base_shapes()
+
+    def facts(self) -> dict[str, Any]:
+        """What it is."""
+        return {"kind": self.kind}
 
     def write(self) -> "WholeFolder":
         """Write everything but the manifest."""
@@ -166,32 +189,3 @@ class WholeFolder:
         (self.folder / "model/config.json").write_text(json.dumps(self.config), encoding="utf-8")
         (self.folder / "probe.json").write_text(json.dumps(self.probe), encoding="utf-8")
         return self
-
-    def seal(self) -> AdapterRef:
-        """Write the manifest over what lies there; `manifest` overrides its fields."""
-        files = [p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json"]
-        manifest = {
-            "format": 1,
-            "kind": "full",
-            "version": self.name,
-            "parent": self.parent,
-            "base_model": "test",
-            "base_fingerprint": base_fingerprint(self.base),
-            "run_id": "run",
-            "batch_ids": ["batch"],
-            "created_at": "2026-01-01T00:00:00Z",
-            "files": {
-                str(p.relative_to(self.folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
-            },
-            "tensors": {
-                name: {"sha256": hashlib.sha256(raw).hexdigest(), "shape": list(shape), "dtype": dtype}
-                for name, (dtype, shape, raw) in self.tensors.items()
-            },
-        } | self.manifest
-        (self.folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        return self.ref()
-
-    def ref(self) -> AdapterRef:
-        """As it would be registered now."""
-        digest = file_sha256(self.folder / "manifest.json")
-        return AdapterRef(self.name, self.parent, str(self.folder), digest, "full")
