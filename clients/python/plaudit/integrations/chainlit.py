@@ -176,10 +176,17 @@ class PlauditFeedback:
         """The tie that the layer below keeps, read in the ways that Chainlit's own layers offer."""
         one: Any = getattr(self, "get_step", None)
         if one is not None:
-            return _read(await one(message) or {})
+            step = await one(message) or {}
+            if (tied := _read(step)) is not None:
+                return tied
+            thread = thread or step.get("threadId")
         held = await self.get_thread(thread) if thread else None  # type: ignore[attr-defined]  # BaseDataLayer's
         steps = (held or {}).get("steps", ())
-        return next((_read(step) for step in steps if step["id"] == message), None)
+        # Chainlit stores a run's beginning and its end by two tasks, and where the first ends last the run has lost its
+        # tie. Its messages have theirs: the newest is the one that thumbs rate.
+        itself = [step for step in steps if step["id"] == message]
+        within = [step for step in reversed(steps) if step.get("parentId") == message]
+        return next((tied for step in (*itself, *within) if (tied := _read(step)) is not None), None)
 
 
 def _read(step: Mapping[str, Any]) -> Tie | None:
