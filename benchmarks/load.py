@@ -137,15 +137,23 @@ class Load:
         key: an API key for all of them, or one for each.
         clients: how many.
         body: of the n-th request.
+        rest: how long a client pauses after an answer, as a multiple of the answer's own time: 0 keeps the engine full.
     """
 
     def __init__(
-        self, servers: Sequence[str], key: str | Sequence[str], *, clients: int, body: Callable[[int], Body]
+        self,
+        servers: Sequence[str],
+        key: str | Sequence[str],
+        *,
+        clients: int,
+        body: Callable[[int], Body],
+        rest: float = 0,
     ) -> None:
         keys = [key] * len(servers) if isinstance(key, str) else list(key)
         self._https = [open_client(url, one) for url, one in zip(servers, keys, strict=True)]
         self._clients = clients
         self._body = body
+        self._rest = rest
         self._numbers = itertools.count()
         self._stopping = False
         self.gate = asyncio.Event()  # closed, every request is refused before it is sent: see the arm "wait"
@@ -177,6 +185,8 @@ class Load:
             self.answers.append(answer)
             if answer.failed:
                 await asyncio.sleep(0.2)
+            elif self._rest:
+                await asyncio.sleep(self._rest * (answer.ended - answer.began))
 
 
 def open_client(url: str, key: str) -> httpx.AsyncClient:

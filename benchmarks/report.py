@@ -1,6 +1,7 @@
 """What every benchmark shares: the machine it ran on, and a result file that says so."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -36,10 +37,20 @@ def write_result(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> 
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "figures": figures,
+        "figures": _without_nan(figures),
     }
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _without_nan(value: Any) -> Any:
+    """The same, with null for what was not measured: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def commit() -> str:

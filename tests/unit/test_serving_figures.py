@@ -1,11 +1,16 @@
 """The arithmetic of the serving benchmarks: what counts as failed, frozen, mixed, and within a training run."""
 
 import argparse
+import json
 import math
+from pathlib import Path
+
+import pytest
 
 from benchmarks import rollback, swap, train_beside
 from benchmarks.decode import ratio
 from benchmarks.load import Answer, _note, percentile, summary
+from benchmarks.report import write_result
 from benchmarks.swap import Swaps
 from benchmarks.swap_in_place import in_place_figures
 
@@ -63,8 +68,14 @@ def test_only_whole_answers_of_one_version_are_asked_who_spoke() -> None:
 
 def test_figures_of_rollbacks() -> None:
     args = argparse.Namespace(gateways=2, engine="vllm")
-    found = rollback.figures(args, [rollback.Rollback(0.02, n / 10, [answer()]) for n in range(10)])
+    found = rollback.figures(args, [rollback.Rollback(0.02, n / 20, [0.0, n / 10], [answer()]) for n in range(10)])
     assert (found["seconds_p50"], found["seconds_p95"], found["seconds_max"]) == (0.5, 0.9, 0.9)
+
+
+def test_what_was_not_measured_is_null_in_a_result_file(tmp_path: Path) -> None:
+    written = write_result("x", {"p50": percentile([], 0.5), "by_load": [{"p50": 1.5}]}, tmp_path)
+    figures = json.loads(written.read_text(), parse_constant=pytest.fail)["figures"]
+    assert figures == {"p50": None, "by_load": [{"p50": 1.5}]}
 
 
 def test_an_answer_counts_as_beside_training_only_as_a_whole() -> None:
