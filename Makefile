@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
 
-.PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations browser docs e2e demo bench bench-rollout chaos lock clean
+.PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations docs e2e e2e-postgres demo bench bench-rollout chaos lock clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,16 +52,17 @@ integrations: setup ## thumbs of the real Gradio, Chainlit and Open WebUI in a r
 	@for name in gradio chainlit open-webui; do tests/integrations/install.sh $$name || true; done # what is not there is skipped
 	$(PY) -m pytest tests/integrations
 
-pages-test: setup pages ## the pages in a real Chromium, on the real server with the fake engine
+pages-test: setup pages ## the pages and the web component in a real Chromium, on the real server with the fake engine
 	@tests/pages/chromium.sh
 	$(PY) -m pytest tests/pages
-
-browser: setup ## the web component in real Chromium (needs Node >= 20, chromium, playwright); not part of make test
 	$(PY) -m pytest tests/browser
 
 e2e: setup pages ## real vLLM, real model, real processes, a real Chromium
 	@tests/pages/chromium.sh
 	$(PY) -m pytest tests/e2e --durations=12
+
+e2e-postgres: setup pages ## the end-to-end tests of whole services once more, on a real PostgreSQL; not part of make test, where test_fleet has one
+	TESTS_STORE=postgres $(PY) -m pytest tests/e2e/test_loop.py tests/e2e/test_chaos.py tests/e2e/test_people.py --durations=12
 
 docs: ## build the documentation site into dist/docs/site, strictly: a broken link fails
 	@docs/site/build.sh

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import httpx
 import psutil
+
+from tests.support import databases
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -35,6 +38,19 @@ def wait_for(what: str, look: Callable[[], T | None], *, seconds: float, pause: 
         time.sleep(pause)
 
 
+STORE = "TESTS_STORE"
+"""Environment variable: `postgres` gives each stack a database on a real PostgreSQL instead of an SQLite file."""
+
+
+def _store() -> dict[str, str]:
+    if os.environ.get(STORE, "sqlite") == "sqlite":
+        return {}
+    server = databases.server_url()
+    assert server is not None, databases.HOW
+    with ThreadPoolExecutor(1) as thread:  # the caller may be within a running loop
+        return {"PLAUDIT_DATABASE_URL": thread.submit(databases.new_database, server).result()}
+
+
 class Stack:
     """Processes on one data folder. `start` and `kill` any of `server`, `trainer`; the engine is found by descent."""
 
@@ -43,6 +59,9 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        given = dict(environment or {})
+        if "PLAUDIT_DATABASE_URL" not in given:
+            given |= _store()
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PLAUDIT_")},
             "PLAUDIT_DATA": str(data),
@@ -52,7 +71,7 @@ class Stack:
             "PLAUDIT_TRAINER_URL": self.url,
             "PLAUDIT_TRAINER_POLL_S": "1",
             "PLAUDIT_TRAINER_MAX_YOUNG_SHARE": "1",  # every rater of a test is new
-            **(environment or {}),
+            **given,
         }
 
     def start(self, name: str) -> None:

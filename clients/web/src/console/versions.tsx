@@ -114,16 +114,12 @@ function Detail({ version }: { version: Version }) {
 function Gate({ version }: { version: Version }) {
   const { t } = useDesk();
   const checks = version.gate?.checks ?? [];
-  const isDetailed = checks.some((check) => check.detail);
   return (
     <>
       <h3>{t("gate")}</h3>
       {checks.length === 0 && <p class="hint">{t("gateNone")}</p>}
       {checks.length > 0 && (
-        <Table
-          label={t("gate")}
-          columns={[t("check"), t("verdict"), t("value"), t("interval95"), t("n"), t("bound"), ...(isDetailed ? [t("detail")] : [])]}
-        >
+        <Table label={t("gate")} columns={[t("check"), t("verdict"), t("value"), t("interval95"), t("n"), t("bound")]}>
           {checks.map((check) => (
             <tr key={check.name}>
               <th scope="row">{plain(check.name.replaceAll("_", " "))}</th>
@@ -133,8 +129,10 @@ function Gate({ version }: { version: Version }) {
               <td class="number">{figure(check.value)}</td>
               <td class="number">{interval(check.low, check.high)}</td>
               <td class="number">{check.n}</td>
-              <td class="words">{plain(check.bound)}</td>
-              {isDetailed && <td class="words">{plain(check.detail ?? "")}</td>}
+              <td class="words">
+                {plain(check.bound)}
+                {check.detail && <p class="hint">{plain(check.detail)}</p>}
+              </td>
             </tr>
           ))}
         </Table>
@@ -149,6 +147,7 @@ const interval = (low?: number | null, high?: number | null): string =>
 function Proof({ version }: { version: Version }) {
   const { t, language } = useDesk();
   const proof = version.proof;
+  const isExplained = proof?.replicas.some((one) => one.reason);
   return (
     <>
       <h3>{t("proof")}</h3>
@@ -161,7 +160,15 @@ function Proof({ version }: { version: Version }) {
           {proof.reason && <Said text={proof.reason} />}
           <Table
             label={t("proof")}
-            columns={[t("replica"), t("verdict"), t("slope"), t("interval95"), t("probed"), t("tensors"), t("detail")]}
+            columns={[
+              t("replica"),
+              t("verdict"),
+              t("slope"),
+              t("interval95"),
+              t("probed"),
+              t("tensors"),
+              ...(isExplained ? [t("detail")] : []),
+            ]}
           >
             {proof.replicas.map((one) => (
               <tr key={one.replica}>
@@ -175,7 +182,7 @@ function Proof({ version }: { version: Version }) {
                 <td class="number">
                   {one.tensors_matched} / {one.tensors_expected}
                 </td>
-                <td>{plain(one.reason ?? "")}</td>
+                {isExplained && <td class="words">{plain(one.reason ?? "")}</td>}
               </tr>
             ))}
           </Table>
