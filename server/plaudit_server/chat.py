@@ -47,7 +47,8 @@ def check_fits(asked: ChatRequest, max_model_len: int) -> None:
 class Chat:
     """What is known of a chat before the engine is asked. Times: `started` by the monotonic clock, in seconds.
 
-    `cut_off` is set where its answer took longer than an answer may.
+    `cut_off` is set where its answer took longer than an answer may. `compare_with` is the model whose answer to the
+    same messages the caller is asked to show beside this one.
     """
 
     request: ChatRequest
@@ -62,6 +63,7 @@ class Chat:
     created_at_ms: int = field(default_factory=now_ms)
     overhead_s: float = 0.0
     feedback_token: str | None = None
+    compare_with: str | None = None
     cut_off: bool = False
 
     @property
@@ -86,7 +88,11 @@ class Chat:
             "x-rollout-arm": self.route.arm,
             "x-overhead-ms": f"{self.overhead_s * 1000:.2f}",
         }
-        return told | ({"x-feedback-token": self.feedback_token} if self.feedback_token else {})
+        if self.feedback_token:
+            told["x-feedback-token"] = self.feedback_token
+        if self.compare_with:
+            told["x-compare-with"] = self.compare_with
+        return told
 
     @property
     def brand(self) -> Brand:

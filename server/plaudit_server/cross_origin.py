@@ -17,6 +17,7 @@ _SENT = ("authorization", "content-type", "idempotency-key", "x-request-id", "x-
 _READ = (
     "idempotent-replayed",
     "retry-after",
+    "x-compare-with",
     "x-feedback-token",
     "x-model-version",
     "x-ratelimit-limit-requests",

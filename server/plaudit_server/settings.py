@@ -81,6 +81,13 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds between two looks at a rollout's evidence; more where one look takes long",
     )
+    compare_share: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="share of stored chats for which a key that may rate is asked, by `x-compare-with`, "
+        "to have a second answer and say which is better",
+    )
     vote_max_age_days: int = Field(default=30, ge=1, description="older votes are kept, marked `trainable: false`")
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="largest request body")
     max_pending_chats: int = Field(default=256, ge=1, description="chats in flight beyond which the answer is 503")

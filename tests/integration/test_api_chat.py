@@ -41,6 +41,23 @@ async def test_an_answer_says_who_spoke(tmp_path: Path) -> None:
         assert (row["status"], row["finish_reason"], row["arm"]) == ("complete", "stop", "stable")
 
 
+async def test_a_share_of_the_answers_asks_for_a_comparison(tmp_path: Path) -> None:
+    async with serving(tmp_path, compare_share=0.5) as server:
+        rater, chatter = await server.client("chat", "feedback"), await server.client("chat")
+
+        async def asks(who: Any, **more: Any) -> str | None:
+            answer = await who.post(CHAT, json={"messages": HELLO, **more})
+            assert answer.status_code == 200
+            return str(answer.headers["x-compare-with"]) if "x-compare-with" in answer.headers else None
+
+        said = [await asks(rater, stream=number % 2 == 0) for number in range(40)]
+        assert 5 < said.count("policy") < 35 and set(said) == {"policy", None}
+
+        server.settings.compare_share = 1
+        assert await asks(rater, model="policy@base") == "policy@base"
+        assert [await asks(chatter), await asks(rater, store=False), await asks(rater, n=2)] == [None, None, None]
+
+
 async def test_a_stream_says_it_in_every_chunk_and_is_kept(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         body = {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}

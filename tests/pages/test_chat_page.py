@@ -8,6 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.pages.conftest import Site
 from tests.pages.looks import shoot, violations
+from tests.support.stack import wait_for
 
 
 def enter(page: Page, key: str, *, remember: bool = False) -> None:
@@ -70,8 +71,8 @@ def test_tokens_arrive_one_by_one_and_stop_stops(chat: Page, site: Site) -> None
     chat.get_by_role("button", name="Stop").click()
     expect(chat.get_by_role("status")).to_have_text("Stopped.")
     expect(answer).to_have_attribute("aria-busy", "false")
-    assert len(site.engine.aborted) == 1
-    assert [one["status"] for one in site.completions()] == ["aborted"]
+    wait_for("the engine to stop", lambda: len(site.engine.aborted) == 1, seconds=10)
+    wait_for("its row", lambda: [one["status"] for one in site.completions()] == ["aborted"], seconds=10)
 
 
 def test_escape_stops(chat: Page, site: Site) -> None:
@@ -193,6 +194,20 @@ def test_two_answers_are_compared_blind(chat: Page, site: Site, press: str, tie:
     assert sent[0].get("tie") == tie
     shown = chat.get_by_role("article").inner_text()
     assert texts[better == "Answer B"].split("\n")[-1] in shown
+
+
+def test_the_server_asks_for_a_comparison(chat: Page, site: Site) -> None:
+    site.services.settings.compare_share = 1
+    chat.get_by_label("Message", exact=True).fill("Which is better?")
+    chat.keyboard.press("Enter")
+    expect(chat.get_by_role("group", name="Which answer is better?").get_by_role("article")).to_have_count(2)
+    expect(chat.get_by_text("version base")).to_have_count(0)
+    with chat.expect_response("**/v1/comparisons") as answered:
+        chat.get_by_role("button", name="A is better").click()
+    assert answered.value.status == 201
+    assert [one["arm"] for one in site.completions()] == ["stable", "stable"], "a rollout may count both"
+    chat.get_by_role("button", name="Regenerate").click()
+    expect(chat.get_by_text("Answer 3 of 3")).to_be_visible()  # no fourth: a turn is compared once
 
 
 def test_two_versions_are_compared(chat: Page, site: Site) -> None:

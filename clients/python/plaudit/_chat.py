@@ -79,6 +79,11 @@ class ChatCompletion(_Open):
         return self._headers.get("x-feedback-token")
 
     @property
+    def compare_with(self) -> str | None:
+        """The model whose answer to the same messages the server asks to show beside this one; mostly None."""
+        return self._headers.get("x-compare-with")
+
+    @property
     def request_id(self) -> str | None:
         """What to look for in the server's log."""
         return self._headers.get("x-request-id")
@@ -241,6 +246,11 @@ class StreamFacts:
     def feedback_token(self) -> str | None:
         """A token that may rate this answer and nothing else."""
         return self._reader.headers.get("x-feedback-token")
+
+    @property
+    def compare_with(self) -> str | None:
+        """The model whose answer to the same messages the server asks to show beside this one; mostly None."""
+        return self._reader.headers.get("x-compare-with")
 
     @property
     def request_id(self) -> str | None:

@@ -41,6 +41,8 @@ export interface AnswerFacts {
   arm: string | null;
   /** A token that may rate this answer and nothing else: a browser may have it. Null where nothing was stored. */
   feedbackToken: string | null;
+  /** The model whose answer to the same messages the server asks to show beside this one; mostly null. */
+  compareWith: string | null;
   /** What to look for in the server's log. */
   requestId: string | null;
 }
@@ -96,6 +98,7 @@ function facts(headers: Headers, model: string): AnswerFacts {
     version: headers.get("x-model-version") ?? (model.split("@")[1] || null),
     arm: headers.get("x-rollout-arm"),
     feedbackToken: headers.get("x-feedback-token"),
+    compareWith: headers.get("x-compare-with"),
     requestId: headers.get("x-request-id"),
   };
 }
@@ -138,6 +141,10 @@ export class ChatStream implements AsyncIterable<ChatChunk>, AnswerFacts {
 
   get feedbackToken(): string | null {
     return this.#facts.feedbackToken;
+  }
+
+  get compareWith(): string | null {
+    return this.#facts.compareWith;
   }
 
   get requestId(): string | null {

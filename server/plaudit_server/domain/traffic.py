@@ -70,9 +70,9 @@ def resolve(
     return Route(split.candidate, "canary", split.segment)
 
 
-def in_share(rollout: str, subject: str, share: float) -> bool:
-    """Whether a subject falls into a rollout's share; the same answer every time, and independent between rollouts."""
-    digest = hashlib.sha256(f"{rollout}\x00{subject}".encode()).digest()
+def in_share(lottery: str, subject: str, share: float) -> bool:
+    """Whether a subject falls into a share; the same answer every time, and independent between lotteries."""
+    digest = hashlib.sha256(f"{lottery}\x00{subject}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 

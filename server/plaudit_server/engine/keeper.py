@@ -26,6 +26,9 @@ LONGEST_PAUSE_S = 60.0
 WEDGED_AFTER_S = 90.0
 _POLL_S = 0.25
 WATCH_S = 2.0
+PING_EVERY_S = 30.0
+"""How often the workers are asked too: each question has one of vLLM's poll for a second, a core's, for the next."""
+
 _PING_TIMEOUT_S = 30.0
 _MISSES_ALLOWED = 3
 
@@ -118,7 +121,7 @@ class ChildKeeper:
 
     async def _watch(self, child: EngineChild, client: ReplicaClient) -> str:
         """Returns why it is over: the process ended, or it has not answered for long."""
-        last_answer = time.monotonic()
+        last_answer = workers_answered = time.monotonic()
         ended = asyncio.ensure_future(child.wait())
         try:
             while True:
@@ -127,8 +130,10 @@ class ChildKeeper:
                     return f"the engine ended with status {ended.result()}: {child.last_words()}"
                 if self._replica.condemned is not None:
                     return f"{self._replica.condemned}; it is restarted"
-                if await answers(client):
+                ask_workers = time.monotonic() - workers_answered >= PING_EVERY_S
+                if await answers(client, workers=ask_workers):
                     last_answer = time.monotonic()
+                    workers_answered = last_answer if ask_workers else workers_answered
                     await self._look()
                 elif time.monotonic() - last_answer > WEDGED_AFTER_S:
                     return f"the engine has not answered for {WEDGED_AFTER_S:g} s; it is restarted"
@@ -199,10 +204,12 @@ class RemoteKeeper:
             _log.error("engine %s is down: %s", replica.name, why)
 
 
-async def answers(client: ReplicaClient) -> bool:
-    """Whether API server, engine core and workers all do. A long step in progress may delay the answer."""
+async def answers(client: ReplicaClient, *, workers: bool) -> bool:
+    """Whether the API server does, and if asked, engine core and workers: a long step in progress may delay theirs."""
     if not await client.healthy():
         return False
+    if not workers:
+        return True
     with contextlib.suppress(EngineError):
         return bool(await client.call_workers("plaudit_ping", timeout_s=_PING_TIMEOUT_S))
     return False

@@ -36,7 +36,7 @@ from plaudit_server.engine.swap import (
 from plaudit_server.errors import EngineError, EngineUnavailable
 from plaudit_server.settings import Settings
 
-WORKERS_ASKED_EVERY_S = 10.0
+WORKERS_ASKED_EVERY_S = 30.0
 """Names are compared at every look; the workers' numbers this often, since that waits for the engine's step."""
 
 STRANGER_GRACE_S = 60.0

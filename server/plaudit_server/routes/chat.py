@@ -14,6 +14,7 @@ from plaudit_server.chat import Chat, check_fits
 from plaudit_server.domain.feedback import check_target
 from plaudit_server.domain.moments import now_ms, to_ms
 from plaudit_server.domain.records import Interaction
+from plaudit_server.domain.traffic import in_share
 from plaudit_server.errors import BadRequest, Gone, Unprocessable
 from plaudit_server.routes.direct import DirectRoute
 from plaudit_server.routes.shared import (
@@ -87,6 +88,10 @@ async def _chat(asked: ChatRequest, request: Request, services: Services, princi
             keys=(DEFAULT_KEY,),
             expires_at_ms=chat.created_at_ms + TOKEN_SECONDS * 1000,
         )
+        # By the model that was asked for: while a rollout divides the users, this user stays on their arm.
+        may_compare = principal.may({"feedback"}) and len(chat.response_ids) == 1
+        if may_compare and in_share("comparison", chat.id, services.settings.compare_share):
+            chat.compare_with = asked.model
     return chat
 
 

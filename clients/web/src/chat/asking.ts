@@ -1,5 +1,5 @@
 // Asking: one answer, or two beside each other, streamed into the conversation as they come.
-import { type Api, ApiError, type Chunk } from "../shared/api";
+import { type Api, ApiError, type Beside, type Chunk } from "../shared/api";
 import { type Answer, type Conversation, messages, type Turn } from "./history";
 
 export const blank = (): Answer => ({ id: "", text: "", version: "", state: "streaming" });
@@ -32,10 +32,14 @@ async function stream(
   answers: Answer[],
   signal: AbortSignal,
   changed: () => void,
+  told?: (beside: Beside) => void,
 ): Promise<void> {
-  const told = (token: string | null): void => void (answers[0]!.token = token);
+  const note = (beside: Beside): void => {
+    answers[0]!.token = beside.token;
+    told?.(beside);
+  };
   try {
-    await api.chat({ ...body, n: answers.length }, signal, told, (chunk) => (hear(answers, chunk), changed()));
+    await api.chat({ ...body, n: answers.length }, signal, note, (chunk) => (hear(answers, chunk), changed()));
     end(answers, "done");
   } catch (error) {
     if (signal.aborted) end(answers, "stopped");
@@ -44,7 +48,10 @@ async function stream(
   changed();
 }
 
-/** Ask turn `index` of a conversation; `into` are blank answers of it. With `against`, the second is by that model. */
+/**
+ * Ask turn `index` of a conversation; `into` are blank answers of it. With `against`, the second is by that model. Where
+ * the server asks for it, the first answer of a turn gets a second one beside it, before its first word is shown.
+ */
 export async function ask(
   api: Api,
   conversation: Conversation,
@@ -54,9 +61,21 @@ export async function ask(
   signal: AbortSignal,
   changed: () => void,
 ): Promise<void> {
+  const turn = conversation.turns[index]!;
   const body = { model: "policy", messages: messages(conversation.turns, index) };
   const [first, second] = into;
-  if (!second || !against) return stream(api, body, into, signal, changed);
+  if (!second) {
+    let other: Promise<void> | undefined;
+    await stream(api, body, into, signal, changed, ({ compareWith }) => {
+      if (!compareWith || turn.answers.length > 1) return;
+      const made = blank();
+      turn.answers.push(made);
+      turn.pair = true;
+      other = stream(api, { ...body, model: compareWith }, [made], signal, changed);
+    });
+    return other;
+  }
+  if (!against) return stream(api, body, into, signal, changed);
   await Promise.all([
     stream(api, body, [first!], signal, changed),
     stream(api, { ...body, model: against }, [second], signal, changed),

@@ -36,6 +36,12 @@ export interface Said {
   correction?: string;
 }
 
+/** What comes with an answer: the token to rate it by where it is stored, and the model to compare it with where asked. */
+export interface Beside {
+  token: string | null;
+  compareWith: string | null;
+}
+
 export class Api {
   constructor(
     private readonly key: string,
@@ -63,18 +69,18 @@ export class Api {
     return (await this.send("POST", path, body, once)).json() as Promise<T>;
   }
 
-  /** A streamed chat. `heard` gets each chunk; `told` the feedback token, where the answer is stored. */
+  /** A streamed chat. `heard` gets each chunk; `told`, before them, what the server says beside the answer. */
   async chat(
     body: Record<string, unknown>,
     signal: AbortSignal,
-    told: (token: string | null) => void,
+    told: (beside: Beside) => void,
     heard: (chunk: Chunk) => void,
   ): Promise<void> {
     const headers = this.headers({ "content-type": "application/json" });
     const asked = JSON.stringify({ ...body, stream: true });
     const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: asked, signal });
     if (!answer.ok || !answer.body) throw await refusal(answer);
-    told(answer.headers.get("x-feedback-token"));
+    told({ token: answer.headers.get("x-feedback-token"), compareWith: answer.headers.get("x-compare-with") });
     for await (const { data } of events(answer.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data) as Chunk;
