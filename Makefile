@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
 
-.PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations docs e2e e2e-postgres demo bench bench-rollout chaos lock clean
+.PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations docs pictures e2e e2e-postgres demo bench bench-rollout chaos lock clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ e2e-postgres: setup pages ## the end-to-end tests of whole services once more, o
 
 docs: ## build the documentation site into dist/docs/site, strictly: a broken link fails
 	@docs/site/build.sh
+
+pictures: pages-test ## take the screenshots that the tests of the pages leave over into docs/images
+	$(PY) docs/site/pictures.py
 
 demo: setup ## simulated users with stated tastes; the trainer learns them; about 10 minutes a taste on 2 cores
 	$(PY) -m benchmarks.demo
