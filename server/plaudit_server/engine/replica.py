@@ -14,6 +14,7 @@ from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt, TokenSequence
 from plaudit_server.engine.allowed import OnlyAllowed
 from plaudit_server.engine.base import Brand, ChatTrace
+from plaudit_server.engine.beside import Beside
 from plaudit_server.engine.events import EventRewriter
 from plaudit_server.engine.trace import Tracer, is_logprob, read_json
 from plaudit_server.engine.wire import PooledWire, ReplyStream, Unreachable, Wire
@@ -25,7 +26,6 @@ TRAINER_PRIORITY = 10
 
 PROBE_PRIORITY = 5
 
-_CONCURRENT_ROLLOUTS = 64
 _CONCURRENT_SCORES = 4
 _SCORES_A_REQUEST = 8
 _CALL_S = 60.0
@@ -41,7 +41,7 @@ class ReplicaClient:
 
     def __init__(self, *, socket: Path | None = None, url: str = "http://engine", wire: Wire | None = None) -> None:
         self._wire: Wire = OnlyAllowed(wire or PooledWire(url if socket is None else f"unix://{socket}"))
-        self._rollouts = asyncio.Semaphore(_CONCURRENT_ROLLOUTS)
+        self._beside = Beside()
         self._scores = asyncio.Semaphore(_CONCURRENT_SCORES)
 
     async def __aenter__(self) -> Self:
@@ -104,7 +104,8 @@ class ReplicaClient:
         """One whole chat completion; see `Engine.chat`."""
         tracer = Tracer(body, version=version)
         request = tracer.request(model, stream=False)
-        answer = await self._call("POST", "/v1/chat/completions", request, limit_s=None, request_id=request_id)
+        with self._beside.speaking():
+            answer = await self._call("POST", "/v1/chat/completions", request, limit_s=None, request_id=request_id)
         return tracer.whole(answer), tracer.trace
 
     async def chat_stream(
@@ -113,15 +114,18 @@ class ReplicaClient:
         """A chat completion, streamed. Returns once the server has accepted it; `on_close` is called once after it."""
         tracer = Tracer(body, version=version)
         body_bytes = orjson.dumps(tracer.request(model, stream=True))
-        try:
-            reply = await self._wire.open("/v1/chat/completions", body_bytes, _headers(request_id))
-        except Unreachable as error:
-            raise _unreachable(error) from error
-        if not _is_success(reply.status):
-            content = await reply.read()
-            reply.close()
-            raise _refusal(reply.status, content)
-        return ReplicaStream(reply, tracer, on_close)
+        with contextlib.ExitStack() as until_closed:
+            until_closed.enter_context(self._beside.speaking())
+            try:
+                reply = await self._wire.open("/v1/chat/completions", body_bytes, _headers(request_id))
+            except Unreachable as error:
+                raise _unreachable(error) from error
+            if not _is_success(reply.status):
+                content = await reply.read()
+                reply.close()
+                raise _refusal(reply.status, content)
+            until_closed.callback(on_close)
+            return ReplicaStream(reply, tracer, until_closed.pop_all().close)
 
     async def generate(
         self, prompts: Sequence[GeneratePrompt], *, model: str, n: int, sampling: SamplingParams
@@ -142,7 +146,7 @@ class ReplicaClient:
             "priority": TRAINER_PRIORITY,
             "return_token_ids": True,
         }
-        async with self._rollouts:
+        async with self._beside.drawing(n):
             try:
                 if prompt.prompt_ids is not None:
                     body |= {"prompt": prompt.prompt_ids, "logprobs": 0}
