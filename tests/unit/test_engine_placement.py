@@ -1,6 +1,7 @@
 """In-place swaps of whole models against stubs of vLLM: proof, failures, restarts, drains, several replicas."""
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ async def test_a_whole_model_takes_the_bases_place_with_proof(host: Host, v1: Ad
     assert report.passed and proof.slope is not None and 0.9 < proof.slope < 1.1
     assert proof.tensors_matched == proof.tensors_expected == 6 and proof.workers == 1
     assert engine.is_ready("v1") and not engine.is_ready("base") and engine.weights() == {"v1"}
-    assert paths(host.first) == [
-        *["/v1/completions"] * 2,  # the parent, among the users' requests
+    assert [path for path, _ in itertools.groupby(paths(host.first))] == [
+        "/v1/completions",  # the parent, among the users' requests
         *("plaudit_weights", "/pause", "plaudit_reload", "plaudit_weight_digests", "/reset_prefix_cache", "/resume"),
-        *["/v1/completions"] * 2,
+        "/v1/completions",
     ]
     await engine.chat(HELLO, version="v1", request_id="r")
     with pytest.raises(EngineUnavailable, match="base is not live"):

@@ -1,7 +1,9 @@
-"""How many answers for the trainer a server may draw at once: few while users speak, many when nobody does.
+"""How much a server does at once that no user asked for: little while users speak, much when nobody does.
 
-vLLM's priorities decide who waits for a place in the batch, not how large the batch is. Every answer in it makes each
-step longer, and on a CPU by much: with 64 beside theirs, users waited four times as long.
+vLLM's priorities decide who waits for a place in a step, not how long the step is. What is drawn for the trainer makes
+each step of the users' answers longer, and a scored sequence is read whole within one, during which nobody gets a
+token. On a CPU that is felt: beside 64 answers for the trainer users waited four times as long, and a proof that was
+scored in one piece stopped every answer for three seconds.
 """
 
 import asyncio
@@ -9,50 +11,67 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-ALONE = 64
-"""While nobody speaks. Whoever comes then waits for at most one answer's length in a full batch."""
+ROLLOUTS_ALONE = 64
+"""Answers for the trainer while nobody speaks. Whoever comes then waits for one answer's length in a full batch."""
 
-LEAST = 2
+ROLLOUTS_LEAST = 2
+SCORES_ALONE = 32
+"""Sequences scored at once while nobody speaks; beside users it is one."""
+
 QUIET_S = 10.0
 """Nobody speaks once nobody has for so long."""
 
 _POLL_S = 0.02
 
 
+class Door:
+    """Lets so many in as its limit says at the moment; who waits is let in in turn."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._turn = asyncio.Lock()
+        self.inside = 0
+
+    @contextlib.asynccontextmanager
+    async def enter(self, count: int = 1) -> AsyncIterator[None]:
+        """Go in, `count` together; alone where there are more than the limit allows."""
+        async with self._turn:
+            while self.inside and self.inside + count > self._limit():  # noqa: ASYNC110  # time alone moves the limit
+                await asyncio.sleep(_POLL_S)
+            self.inside += count
+        try:
+            yield
+        finally:
+            self.inside -= count
+
+
 class Beside:
-    """Counts users' answers of one server, and lets the trainer's in beside them: half as many, `LEAST` at least."""
+    """Counts users' answers of one server, and lets other work in beside them.
+
+    Attributes:
+        rollouts: the door for answers to the trainer: half as many as the users', `ROLLOUTS_LEAST` at least.
+        scores: the door for sequences to be scored for the trainer; one at a time beside users.
+        proofs: the same for a proof, which a rollback may be waiting for.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._spoken = 0
+        self._speaking = 0
         self._spoken_at = float("-inf")
-        self._drawn = 0
-        self._door = asyncio.Lock()
+        self.rollouts = Door(lambda: ROLLOUTS_ALONE if self.is_quiet else max(ROLLOUTS_LEAST, self._speaking // 2))
+        self.scores, self.proofs = (Door(lambda: SCORES_ALONE if self.is_quiet else 1) for _ in range(2))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody speaks, nor has lately."""
+        return not self._speaking and self._clock() - self._spoken_at > QUIET_S
 
     @contextlib.contextmanager
     def speaking(self) -> Iterator[None]:
         """A user's answer, from the request to its end."""
-        self._spoken += 1
+        self._speaking += 1
         try:
             yield
         finally:
-            self._spoken -= 1
+            self._speaking -= 1
             self._spoken_at = self._clock()
-
-    @contextlib.asynccontextmanager
-    async def drawing(self, answers: int) -> AsyncIterator[None]:
-        """So many answers for the trainer, to one prompt. Waits for room; nobody overtakes."""
-        async with self._door:
-            while self._drawn and self._drawn + answers > self.limit():  # noqa: ASYNC110  # time alone moves the limit
-                await asyncio.sleep(_POLL_S)
-            self._drawn += answers
-        try:
-            yield
-        finally:
-            self._drawn -= answers
-
-    def limit(self) -> int:
-        """Answers for the trainer that may be drawn at once, now."""
-        if not self._spoken and self._clock() - self._spoken_at > QUIET_S:
-            return ALONE
-        return max(LEAST, self._spoken // 2)

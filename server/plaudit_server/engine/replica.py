@@ -26,8 +26,6 @@ TRAINER_PRIORITY = 10
 
 PROBE_PRIORITY = 5
 
-_CONCURRENT_SCORES = 4
-_SCORES_A_REQUEST = 8
 _CALL_S = 60.0
 _UNAVAILABLE = 503
 
@@ -42,7 +40,6 @@ class ReplicaClient:
     def __init__(self, *, socket: Path | None = None, url: str = "http://engine", wire: Wire | None = None) -> None:
         self._wire: Wire = OnlyAllowed(wire or PooledWire(url if socket is None else f"unix://{socket}"))
         self._beside = Beside()
-        self._scores = asyncio.Semaphore(_CONCURRENT_SCORES)
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +143,7 @@ class ReplicaClient:
             "priority": TRAINER_PRIORITY,
             "return_token_ids": True,
         }
-        async with self._beside.drawing(n):
+        async with self._beside.rollouts.enter(n):
             try:
                 if prompt.prompt_ids is not None:
                     body |= {"prompt": prompt.prompt_ids, "logprobs": 0}
@@ -165,32 +162,32 @@ class ReplicaClient:
         Raises:
             EngineError: the server left a log-probability out.
         """
-        parts = [sequences[i : i + _SCORES_A_REQUEST] for i in range(0, len(sequences), _SCORES_A_REQUEST)]
-        tasks: list[asyncio.Task[list[list[float]]]] = []
+        tasks: list[asyncio.Task[list[float]]] = []
         async with _unwrapped(), asyncio.TaskGroup() as group:
-            for part in parts:
-                tasks.append(group.create_task(self._score_part(part, model, priority)))
-        return list(itertools.chain.from_iterable(task.result() for task in tasks))
+            for sequence in sequences:
+                tasks.append(group.create_task(self._score_one(sequence, model, priority)))
+        return [task.result() for task in tasks]
 
-    async def _score_part(self, sequences: Sequence[TokenSequence], model: str, priority: int) -> list[list[float]]:
+    async def _score_one(self, sequence: TokenSequence, model: str, priority: int) -> list[float]:
         # `prompt_logprobs: 0` gives each prompt token's own log-probability and no alternatives; vLLM insists on
         # drawing one token after it, which costs one decoding step and is thrown away.
         body = {
             "model": model,
-            "prompt": [[*s.prompt_ids, *s.response_ids] for s in sequences],
+            "prompt": [[*sequence.prompt_ids, *sequence.response_ids]],
             # For models with an encoder (hf/api.py). vLLM, whose models read both as one text, passes it over.
-            "prompt_lengths": [len(s.prompt_ids) for s in sequences],
+            "prompt_lengths": [len(sequence.prompt_ids)],
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,
             "priority": priority,
         }
-        async with self._scores:
+        door = self._beside.scores if priority >= TRAINER_PRIORITY else self._beside.proofs
+        async with door.enter():
             answer = await self._call("POST", "/v1/completions", body, limit_s=None)
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        if len(choices) != len(sequences):
-            raise EngineError(f"the engine scored {len(choices)} of {len(sequences)} sequences")
-        return [_response_logprobs(s, choice) for s, choice in zip(sequences, choices, strict=True)]
+        choices = answer["choices"]
+        if len(choices) != 1:
+            raise EngineError(f"the engine gave {len(choices)} answers to one sequence that it was to score")
+        return _response_logprobs(sequence, choices[0])
 
     async def _call(
         self,
