@@ -1,5 +1,6 @@
 """Aliases and versions as this process sees them: read from the store, and what each alias means here for now."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ class Catalog:
         self._engine = engine
         self._wake = wake
         self._stale: set[str] = set()
+        self._turn = asyncio.Lock()
         self.aliases: dict[AliasName, AliasRow] = {}
         self.targets: dict[AliasName, AliasRow] = {}
         self.states: dict[str, VersionState] = {BASE: "ready"}
@@ -38,7 +40,11 @@ class Catalog:
         self.split: Split | None = None
 
     async def refresh(self) -> None:
-        """Read aliases, states and the rows of versions not seen before."""
+        """Read aliases, states and the rows of versions not seen before. In turn: what is older never comes later."""
+        async with self._turn:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         stale = set(self._stale)
 
         async def read(
