@@ -256,8 +256,11 @@ async def _unwrapped() -> AsyncIterator[None]:
     """A task group's first engine error instead of the group of all of them."""
     try:
         yield
-    except* EngineError as group:
-        raise next(_leaves(group)) from None
+    except BaseExceptionGroup as group:  # not `except*`: Python 3.11.2 wraps once more what is raised in it
+        errors, others = group.split(EngineError)
+        if errors is None or others is not None:
+            raise
+        raise next(_leaves(errors)) from None
 
 
 def _leaves(group: BaseExceptionGroup[EngineError]) -> "itertools.chain[EngineError]":
