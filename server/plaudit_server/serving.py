@@ -6,9 +6,10 @@ tenth of a second, and one at the rest of the catalog and the fleet every 0.4 s.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 from plaudit.wire.versions import AliasName
 from plaudit_server.catalog import Catalog
@@ -77,8 +78,8 @@ class Serving:
         """Read who serves, and begin the loops."""
         await self._poll()
         self._tasks = [
-            asyncio.create_task(forever("aliases", self._follow, partial(asyncio.sleep, FLIP_POLL_S))),
-            asyncio.create_task(forever("catalog", self._poll, partial(asyncio.sleep, POLL_S))),
+            asyncio.create_task(forever("aliases", whole(self._follow), partial(asyncio.sleep, FLIP_POLL_S))),
+            asyncio.create_task(forever("catalog", whole(self._poll), partial(asyncio.sleep, POLL_S))),
             asyncio.create_task(forever("residency", self.reconciler.settle, self._sleep_settle)),
         ]
 
@@ -178,6 +179,24 @@ class Serving:
         self._telemetry.alias_moves.labels(name, by).inc()
         await self.catalog.refresh()
         self._woken.set()
+
+
+def whole(tick: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Awaitable[None]]:
+    """A tick that a cancellation does not cut short but follows.
+
+    For short readings: the thread of an SQLite connection goes on with a statement that nobody waits for any more, and
+    answers into a loop that may be closed by then.
+    """
+
+    async def ticked() -> None:
+        running = asyncio.create_task(tick())
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+
+    return ticked
 
 
 async def forever(name: str, tick: Callable[[], Awaitable[None]], rest: Callable[[], Awaitable[None]]) -> None:

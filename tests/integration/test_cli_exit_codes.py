@@ -16,7 +16,9 @@ import pytest
 
 from tests.support import sdk_harness as h
 
-PLAUDIT = [sys.executable, "-c", "from plaudit.cli import app; app()"]
+# A shell without job control has what it starts in the background ignore Ctrl-C, and so all that it starts in turn.
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+PLAUDIT = [sys.executable, "-c", f"{HEEDING}from plaudit.cli import app; app()"]
 
 
 def start(*args: str) -> subprocess.Popen[str]:
