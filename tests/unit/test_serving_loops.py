@@ -24,15 +24,16 @@ async def test_a_reading_that_has_begun_is_read_to_its_end() -> None:
 
 
 async def test_what_a_reading_raises_is_told_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    ticks = []
+    ticks, thrice = [], asyncio.Event()
 
     async def read() -> None:
         ticks.append(True)
+        if len(ticks) == 3:
+            thrice.set()
         raise RuntimeError("odd")
 
     loop = asyncio.create_task(forever("test", whole(read), lambda: asyncio.sleep(0)))
-    while len(ticks) < 3:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(thrice.wait(), 5)
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
     assert "tick.crashed" in caplog.text
