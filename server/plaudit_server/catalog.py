@@ -23,7 +23,7 @@ class Catalog:
         aliases: where each alias points here. A promotion by another gateway is in force once this one can answer.
         targets: where each alias points in the store.
         states: of every version.
-        rows: of every version. Never of base.
+        rows: of every version, base too.
         split: the rollout that divides the users, if one does.
     """
 

@@ -89,8 +89,9 @@ async def _chat(asked: ChatRequest, request: Request, services: Services, princi
             expires_at_ms=chat.created_at_ms + TOKEN_SECONDS * 1000,
         )
         # By the model that was asked for: while a rollout divides the users, this user stays on their arm.
-        may_compare = principal.may({"feedback"}) and len(chat.response_ids) == 1
-        if may_compare and in_share("comparison", chat.id, services.settings.compare_share):
+        share = services.settings.compare_share
+        may_compare = share and principal.may({"feedback"}) and len(chat.response_ids) == 1
+        if may_compare and in_share("comparison", chat.id, share):
             chat.compare_with = asked.model
     return chat
 
