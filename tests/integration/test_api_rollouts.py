@@ -296,22 +296,28 @@ async def test_users_stick_and_only_join_as_the_share_grows(tmp_path: Path) -> N
     steps = [{"weight": weight, "min_seconds": 0} for weight in (0.1, 0.4, 0.8)]
     async with serving(tmp_path, **QUIET) as server:
         await server.publish()
-        rollout = await begin(server, steps=steps, min_raters=10)
+        rollout = await begin(server, steps=steps, min_raters=4)
         crowd = Crowd(server.services.database)
+        # by the weights, as real users fall: a crowd beside them would be held as lost answers, by chance of the draw
+        visits = [
+            {"stable": (30, 6), "canary": (4, 0)},
+            {"stable": (20, 4), "canary": (16, 0)},
+            {"stable": (7, 1), "canary": (32, 0)},
+        ]
         on_canary: list[set[str]] = []
-        for step in range(3):
+        for step, seen in enumerate(visits):
             found = await arms(server, 40)
             assert found == await arms(server, 40)
             assert set(found.values()) <= {("canary", "v1"), ("stable", "base")}
             on_canary.append({who for who, (arm, _) in found.items() if arm == "canary"})
             assert (await look(server, rollout))["step"] == step
-            await crowd.visit(stable=(15, 5), canary=(10, 0))
+            await crowd.visit(**seen)
             await server.services.rollouts.tick()
         assert on_canary[0] < on_canary[1] < on_canary[2]
         shown = await look(server, rollout)
         assert [s["weight"] for s in shown["report"]["segments"]] == [0.1, 0.4, 0.8]
         # 40 users who asked in each segment count once, where they came first
-        assert sum(s["canary"]["exposed"] + s["stable"]["exposed"] for s in shown["report"]["segments"]) == 40 + 3 * 30
+        assert sum(s["canary"]["exposed"] + s["stable"]["exposed"] for s in shown["report"]["segments"]) == 40 + 3 * 40
 
 
 async def test_a_late_vote_is_credited_to_the_version_and_the_segment_that_spoke(tmp_path: Path) -> None:
@@ -325,7 +331,8 @@ async def test_a_late_vote_is_credited_to_the_version_and_the_segment_that_spoke
             answer = await server.admin.post("/v1/chat/completions", json={"messages": HELLO, "user": who})
             ids[who] = (answer.json()["id"], answer.headers["x-rollout-arm"])
         joins = next(i for i, arm in ids.values() if arm == "stable")
-        await Crowd(server.services.database).visit(canary=(1, 0), stable=(1, 0))
+        # enough of them that the draw of the twenty never looks like answers that were lost
+        await Crowd(server.services.database).visit(canary=(30, 0), stable=(30, 0))
         await server.services.rollouts.tick()
         assert (await look(server, rollout))["step"] == 1
         vote = await server.vote(joins, False)
