@@ -29,7 +29,8 @@ def test_the_types_are_those_of_the_document(node_environment: dict[str, str]) -
 async def test_its_own_tests_and_those_against_the_real_server(
     tmp_path: Path, node_environment: dict[str, str]
 ) -> None:
-    async with support.serving(tmp_path) as harness, support.listening(harness.app) as url:
+    # the SDK's tests see that the server asks for a comparison
+    async with support.serving(tmp_path, compare_share=1) as harness, support.listening(harness.app) as url:
         version = await harness.publish()
         key = (harness.settings.data / "admin.key").read_text(encoding="ascii").strip()
         given = node_environment | {

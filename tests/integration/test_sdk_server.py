@@ -65,6 +65,20 @@ async def test_a_user_through_the_blocking_client(tmp_path: Path) -> None:
         await asyncio.to_thread(administer, url, key)
 
 
+async def test_a_comparison_that_the_server_asks_for(tmp_path: Path) -> None:
+    async with support.serving(tmp_path, compare_share=1) as harness, support.listening(harness.app) as url:
+        key = (harness.settings.data / "admin.key").read_text().strip()
+        async with AsyncPlaudit(url, key) as client:
+            answer = await client.chat.create("Say hello.", user="ada")
+            assert answer.compare_with == "policy"
+            async with await client.chat.stream("Say hello.", user="ada", model=answer.compare_with) as other:
+                assert [chunk.text async for chunk in other]
+            assert other.compare_with == "policy"
+            assert other.response_id is not None
+            await client.comparisons.create(answer.response_id, other.response_id, end_user="ada")
+            assert (await client.chat.create("Say hello.", store=False)).compare_with is None
+
+
 async def test_a_trainer_and_an_operator_through_the_async_client(tmp_path: Path) -> None:
     async with support.serving(tmp_path) as harness, support.listening(harness.app) as url:
         key = (harness.settings.data / "admin.key").read_text().strip()

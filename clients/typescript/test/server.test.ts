@@ -17,6 +17,7 @@ test("a user asks, hears, rates, changes their mind and corrects", options, asyn
   for await (const { text } of stream) spoken += text;
   assert.match(spoken, /^\[fake engine\]/);
   assert.deepEqual([stream.text, stream.version, stream.finishReason], [spoken, "base", "stop"]);
+  assert.deepEqual([answer.compareWith, stream.compareWith], ["policy", "policy"]);
 
   const vote = await client.feedback.rate(answer.responseId, "up", { comment: "=cmd|'x'", tags: ["clear"], end_user: "ada" });
   assert.deepEqual([vote.value, vote.revision, vote.status], [1, 1, "created"]);
@@ -62,7 +63,7 @@ test("a repeated request gets the first answer again; another body under its key
 
 test("refusals are what the documentation says", options, async () => {
   const unstored = await client.chat.create({ messages: "Forget me.", store: false });
-  assert.equal(unstored.feedbackToken, null);
+  assert.deepEqual([unstored.feedbackToken, unstored.compareWith], [null, null]);
   await assert.rejects(client.feedback.rate(unstored.responseId, "up"), plaudit.GoneError);
   await assert.rejects(client.feedback.rate("chatcmpl-01890a5d-ac96-774b-bcce-b302099a8057", "up"), plaudit.NotFoundError);
   await assert.rejects(client.feedback.rate(unstored.responseId, 3), plaudit.UnprocessableError);
