@@ -50,13 +50,14 @@ class Site:
         found: list[dict[str, Any]] = self.admin.get("/v1/feedback").json()["data"]
         return found
 
-    def answers(self) -> list[dict[str, Any]]:
-        """All stored answers, the newest first."""
-        found: list[dict[str, Any]] = self.admin.get("/v1/chat/completions").json()["data"]
-        return found
+    def answers(self, count: int) -> list[dict[str, Any]]:
+        """All stored answers, the newest first, once there are so many: what a page shows is stored a moment later."""
 
-    def until_answers(self, count: int) -> None:
-        wait_for(f"{count} answers", lambda: len(self.answers()) == count, seconds=15, pause=0.05)
+        def look() -> list[dict[str, Any]] | None:
+            found: list[dict[str, Any]] = self.admin.get("/v1/chat/completions").json()["data"]
+            return found if len(found) == count else None
+
+        return wait_for(f"{count} answers", look, seconds=15, pause=0.05)
 
     def vote(self, seconds: float = 15, **expected: Any) -> dict[str, Any]:
         """The one vote that has all this, awaited."""

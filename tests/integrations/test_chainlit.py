@@ -85,7 +85,7 @@ def test_alone(browser: Browser, site: Site, tmp_path: Path) -> None:
         page.goto("/")
         ask(page, "What is first?")
         ask(page, "What is second?", 2)
-        second, first = (answer["id"] for answer in site.answers())
+        second, first = (answer["id"] for answer in site.answers(2))
         rate(page, "negative", "too short")
         assert site.vote(response_id=second, value=-1.0)["comment"] == "too short"
         page.locator(".positive-feedback-off").first.click()
@@ -106,7 +106,7 @@ def test_over_a_layer_that_keeps_steps(browser: Browser, site: Site, tmp_path: P
         page.goto("/")
         ask(page, "What is kept?")
         rate(page, "positive", "kept")
-        vote = site.vote(response_id=site.answers()[0]["id"], value=1.0, comment="kept")
+        vote = site.vote(response_id=site.answers(1)[0]["id"], value=1.0, comment="kept")
         ask(page, "Speak plainly.", 2)
         rate(page, "negative")
     (kept, plain) = database.execute('SELECT "id", "value" FROM feedbacks ORDER BY "value" DESC').fetchall()
@@ -131,7 +131,7 @@ def test_a_vote_that_plaudit_did_not_take_is_not_shown_as_given(
     with chainlit(site, tmp_path, ALONE.read_text(encoding="utf-8")) as url, visit(browser, url) as page:
         page.goto("/")
         ask(page, "What is erased?")
-        answer = site.answers()[0]["id"]
+        answer = site.answers(1)[0]["id"]
         assert site.admin.delete(f"/v1/chat/completions/{answer}").is_success
         page.locator(".positive-feedback-off").click()
         page.locator("#submit-feedback").click()

@@ -94,7 +94,7 @@ def test_ratings(browser: Browser, site: Site, kept: Path) -> None:
         with visit(browser, url) as page:
             enter(page, admin)
             ask(page, "What is first?")
-            (first,) = site.answers()  # neither the title nor the follow-ups were stored
+            (first,) = site.answers(1)  # neither the title nor the follow-ups were stored
             thumb(page, "Good").click()
             vote = site.vote(response_id=first["id"], value=1.0)
             thumb(page, "Bad").click()
@@ -106,7 +106,7 @@ def test_ratings(browser: Browser, site: Site, kept: Path) -> None:
             away = ratings | {"url": "http://127.0.0.1:9"}
             assert admin.post("/api/v1/functions/id/plaudit_ratings/valves/update", json=away).is_success
             ask(page, "What is second?", 2)
-            second = site.answers()[0]["id"]
+            second = site.answers(2)[0]["id"]
             thumb(page, "Good").last.click()
             wait_for("two ratings", lambda: len(exported(admin)) == 2, seconds=15)
         assert [v["response_id"] for v in site.votes()] == [first["id"]]
