@@ -85,6 +85,7 @@ bench: setup ## every benchmark; each writes benchmarks/results/<name>.json
 	$(PY) -m benchmarks.rollback
 	$(PY) -m benchmarks.decode
 	$(PY) -m benchmarks.train_beside
+	$(PY) -m benchmarks.long_prompt
 	$(PY) -m benchmarks.learning_curve
 	$(PY) -m benchmarks.rollout
 	$(PY) -m benchmarks.store

@@ -80,9 +80,22 @@ def whole_service(data: Path, model: Path, environment: Mapping[str, str] | None
 
 @contextlib.asynccontextmanager
 async def vllm(
-    base: Path, folder: Path, environment: Mapping[str, str] | None = None, *, port: int | None = None
+    base: Path,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    port: int | None = None,
+    step_tokens: int | None = None,
 ) -> AsyncIterator[str]:
-    """vLLM as Plaudit starts it, but on a port of this machine (a free one unless given); gives its address."""
+    """vLLM as Plaudit starts it, but on a port of this machine (a free one unless given); gives its address.
+
+    Args:
+        base: the model's folder.
+        folder: for its log.
+        environment: variables beside those that Plaudit sets.
+        port: where it listens.
+        step_tokens: another limit of a step than Plaudit's, in tokens.
+    """
     port = port or free_port()
 
     def launch(settings: Settings, base: Path, private: Path) -> Launch:
@@ -93,7 +106,9 @@ async def vllm(
         return replace(made, command=command, environment={**made.environment, **(environment or {})})
 
     url = f"http://127.0.0.1:{port}"
-    child = await EngineChild.start(Settings(data=folder, engine_kv_cache_gib=1), base, launch)
+    more = "" if step_tokens is None else f"--max-num-batched-tokens {step_tokens}"
+    settings = Settings(data=folder, engine_kv_cache_gib=1, engine_args=more)
+    child = await EngineChild.start(settings, base, launch)
     try:
         async with ReplicaClient(url=url) as client:
             while not await client.healthy():

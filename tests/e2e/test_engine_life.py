@@ -124,6 +124,26 @@ async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
     raise AssertionError("closing the stream did not abort the generation")
 
 
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_seed_means_the_same_however_its_prompt_is_read(case: Case) -> None:
+    """Prompts that do not fit into one step together are read in parts, which on a CPU ended vLLM 0.32's engine."""
+    client = case.bench.client
+
+    def body(number: int) -> Any:
+        digits = " ".join(str((7 * number + place * place) % 9) for place in range(200))
+        messages = [{"role": "user", "content": f"What comes next? {digits}"}]
+        return {"messages": messages, "max_tokens": 16, "seed": number, "ignore_eos": True}
+
+    async def drawn(number: int) -> list[int]:
+        _, trace = await client.chat(body(number), model="base", version="base", request_id=f"seeded-{number}")
+        return trace.choices[0].response_ids
+
+    alone = [await drawn(number) for number in range(4)]
+    together = await asyncio.gather(*(drawn(number) for number in range(4)))
+    assert together == alone
+    assert len({tuple(ids) for ids in alone}) > 1
+
+
 async def _running(client: ReplicaClient) -> float:
     wire = client._wire._wire  # past the list of what may be asked: metrics are not on it
     metrics = (await wire.send("GET", "/metrics", None, {}, limit_s=10)).content.decode()

@@ -442,7 +442,7 @@ async def test_what_another_gateway_loaded_but_cannot_be_proven_is_loaded_anew(
 async def test_gateways_that_miss_the_same_after_a_restart_load_it_once(
     engine: VllmEngine, host: Host, v1: AdapterRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plaudit_server.engine.residency._FIRST_WAITS_S", 0.05)
+    monkeypatch.setattr("plaudit_server.engine.proving._FIRST_WAITS_S", 0.05)
     second = host.gateway()
     second.follow(members(*URLS), Others(frozenset({"v1"}), is_first=False))
     await up(second)

@@ -163,7 +163,7 @@ async def test_right_bytes_that_do_not_speak_are_taken_back(host: Host, v1: Adap
     host.first.serve_base = True
     report = await engine.install(v1)
     assert not report.passed and report.reason is not None and "the parent or nothing is live" in report.reason
-    assert held(engine) == ["base"] and engine.is_ready("base") and host.first.model == engine.residency._base.resolve()
+    assert held(engine) == ["base"] and engine.is_ready("base") and host.first.model == host.base.resolve()
     assert only(engine).held_since == ["v1", "base"]
 
 

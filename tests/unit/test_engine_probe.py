@@ -7,7 +7,16 @@ import pytest
 from numpy.random import Generator, default_rng
 from scipy import stats
 
-from plaudit_server.engine.probe import MIN_SEQUENCES, ScoredSequence, cluster_slope, judge, student_t_975
+from plaudit_server.engine.probe import (
+    CLEAR_SEQUENCES,
+    MIN_SEQUENCES,
+    ScoredSequence,
+    cluster_slope,
+    is_beyond_doubt,
+    judge,
+    looks,
+    student_t_975,
+)
 
 LOW, HIGH = 0.8, 1.2
 
@@ -93,6 +102,33 @@ def test_few_sequences_prove_nothing() -> None:
     assert result.reason is not None and "sequences" in result.reason
 
 
+def test_a_few_that_agree_to_four_digits_are_enough() -> None:
+    """As float32 gives them; one sequence less has no interval."""
+    clear = make(default_rng(7), sequences=CLEAR_SEQUENCES, noise=1e-4)
+    result = judge(clear, low=LOW, high=HIGH)
+
+    assert result.passed and is_beyond_doubt(result)
+    assert not judge(clear[1:], low=LOW, high=HIGH).passed
+    assert not judge(make(default_rng(7), sequences=CLEAR_SEQUENCES, noise=1e-4, live=0.9), low=0.95, high=HIGH).passed
+
+
+@pytest.mark.parametrize("live", [0.0, 0.5, 0.7, 1.3])
+def test_a_few_never_prove_what_is_not_there(live: float) -> None:
+    """Ten thousand first looks at wrong adapters, with much noise and with little: none is taken for the right one."""
+    random = default_rng(11)
+    taken = 0
+    for number in range(2500):
+        few = make(random, live=live, noise=(0.06, 0.01, 1e-4)[number % 3], sequences=CLEAR_SEQUENCES, tokens=32)
+        taken += is_beyond_doubt(judge(few, low=LOW, high=HIGH))
+    assert taken == 0
+
+
+def test_a_probe_is_looked_at_after_a_few_after_more_and_at_its_end() -> None:
+    assert looks(24) == [CLEAR_SEQUENCES, MIN_SEQUENCES, 24]
+    assert looks(MIN_SEQUENCES) == [CLEAR_SEQUENCES, MIN_SEQUENCES]
+    assert [looks(n) for n in (0, 3, CLEAR_SEQUENCES)] == [[0], [3], [CLEAR_SEQUENCES]]
+
+
 def test_no_sequences_fail_without_an_error() -> None:
     assert judge([], low=LOW, high=HIGH).reason == f"the probe has 0 sequences; {MIN_SEQUENCES} are needed"
 
@@ -149,7 +185,7 @@ def test_the_interval_is_the_cluster_jackknife() -> None:
     assert slope.high - slope.value == pytest.approx(stats.t.ppf(0.975, 8) * error, rel=3e-3)
 
 
-@pytest.mark.parametrize("degrees", [7, 8, 11, 23, 47, 200])
+@pytest.mark.parametrize("degrees", [3, 7, 8, 11, 23, 47, 200])
 def test_students_quantile(degrees: int) -> None:
     assert student_t_975(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 

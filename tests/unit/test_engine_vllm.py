@@ -350,15 +350,18 @@ def scored(stub: StubVllm) -> int:
     return sum(len(body["prompt"]) for path, body in stub.calls if path == "/v1/completions")
 
 
-async def test_a_proof_without_doubt_asks_for_a_part_of_the_probe(base: Path, v1: AdapterRef) -> None:
+@pytest.mark.parametrize(("noise", "sequences"), [(0.001, 4), (0.004, 8)])
+async def test_a_proof_without_doubt_asks_for_a_part_of_the_probe(
+    base: Path, v1: AdapterRef, noise: float, sequences: int
+) -> None:
     fleet = Fleet(base, 1)
     await fleet.up()
-    fleet.stubs[0].noise = 0.001
+    fleet.stubs[0].noise = noise
 
     report = await fleet.engine.install(v1)
 
-    assert report.passed and report.replicas[0].tokens == 8 * 20
-    assert scored(fleet.stubs[0]) == 2 * 8
+    assert report.passed and report.replicas[0].tokens == sequences * 20
+    assert scored(fleet.stubs[0]) == 2 * sequences
 
 
 async def test_a_proof_in_doubt_asks_for_all_of_it(base: Path, v1: AdapterRef) -> None:

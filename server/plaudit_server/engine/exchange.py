@@ -11,7 +11,7 @@ from typing import Any
 
 from plaudit.wire.training import TokenSequence
 from plaudit.wire.versions import Probe, ProbeSequence, ReplicaProof
-from plaudit_server.engine.probe import MIN_SEQUENCES, ProbeResult, ScoredSequence, is_beyond_doubt, judge
+from plaudit_server.engine.probe import ProbeResult, ScoredSequence, is_beyond_doubt, judge, looks
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.engine.swap import BASE, Bounds, Replica, SwapRefused
 from plaudit_server.engine.whole_model import COMPARED, WholeModel
@@ -154,13 +154,11 @@ async def probe_live(client: ReplicaClient, probe: Probe, parent: Scores, bounds
     As for adapters, the rest is not scored where the first sequences leave no doubt.
     """
     served: Scores = []
-    result: ProbeResult | None = None
-    for until in (MIN_SEQUENCES, len(probe.sequences)):
+    for until in looks(len(probe.sequences)):
         served += await score(client, probe.sequences[len(served) : until])
         result = await asyncio.to_thread(_judge, probe, parent, served, bounds)
-        if is_beyond_doubt(result) or until >= len(probe.sequences):
+        if is_beyond_doubt(result):
             break
-    assert result is not None
     return result
 
 

@@ -20,7 +20,16 @@ def register() -> None:
     lifeline = os.environ.get(LIFELINE_VARIABLE)
     if not lifeline:
         return
-    watch_parent(expected_parent(int(lifeline)))
+    parent = expected_parent(int(lifeline))
+    watch_parent(parent)
+    if parent == int(lifeline):  # vLLM's first process; what it forks ends with it
+        from plaudit_server.engine import forked_core
+
+        forked_core.install(in_fork=watch_parent)
+    else:
+        from plaudit_server.engine import cpu_seeds
+
+        cpu_seeds.install()
     if os.environ.get(KERNEL_VARIABLE, "1") != "0":
         from plaudit_server.engine import cpu_lora
 

@@ -36,7 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 MIN_SEQUENCES = 8
-"""Fewer clusters give no honest interval."""
+"""Fewer clusters give no interval that could be trusted near the bounds."""
+
+CLEAR_SEQUENCES = 4
+"""So many are enough where the interval, by Student's t with three degrees of freedom, is far inside the bounds."""
 
 CLEAR_HALF_WIDTH = 0.02
 """A passing interval this narrow, a tenth of what the bounds allow, needs no further sequences."""
@@ -130,16 +133,25 @@ def judge(sequences: Sequence[ScoredSequence], *, low: float, high: float) -> Pr
     )
 
 
+def looks(sequences: int) -> list[int]:
+    """After how many of a probe's sequences to judge: where they leave no doubt, the rest need not be scored."""
+    return [*(n for n in (CLEAR_SEQUENCES, MIN_SEQUENCES) if n < sequences), sequences]
+
+
 def is_beyond_doubt(result: ProbeResult) -> bool:
     """Whether a part of a probe passes so clearly that the rest need not be asked for."""
     if not result.passed or result.low is None or result.high is None:
         return False
-    return result.high - result.low <= 2 * CLEAR_HALF_WIDTH
+    return _is_clear(result.low, result.high)
+
+
+def _is_clear(low: float, high: float) -> bool:
+    return high - low <= 2 * CLEAR_HALF_WIDTH
 
 
 def _verdict(slope: Slope | None, parent_gap: float, sequences: int, low: float, high: float) -> str | None:
     """Why it fails, or None. The first reason is the most telling one."""
-    if sequences < MIN_SEQUENCES:
+    if sequences < MIN_SEQUENCES and (slope is None or not _is_clear(slope.low, slope.high)):
         return f"the probe has {sequences} sequences; {MIN_SEQUENCES} are needed"
     if not parent_gap <= PARENT_TOLERANCE:
         return (
@@ -173,9 +185,9 @@ def cluster_slope(x: Sequence[Floats], y: Sequence[Floats], z: Sequence[Floats] 
         z: the instrument, likewise; None: x itself, which is least squares.
 
     Returns:
-        None where z and x do not vary together, or do not without one of the clusters.
+        None where there are fewer than `CLEAR_SEQUENCES`, or z and x do not vary together, also without one of them.
     """
-    if len(x) < MIN_SEQUENCES:
+    if len(x) < CLEAR_SEQUENCES:
         return None
     rows = zip(x, y, z if z is not None else x, strict=True)
     sums = np.array([[len(a), a.sum(), b.sum(), c.sum(), c @ a, c @ b] for a, b, c in rows])
@@ -203,7 +215,7 @@ def _slope(sums: Floats) -> Floats:
 def student_t_975(degrees: int) -> float:
     """The 97.5 % quantile of Student's t, by the Cornish–Fisher expansion (Abramowitz & Stegun 26.7.5).
 
-    Within 0.2 % for 7 degrees of freedom and closer above.
+    Within 0.2 % from 3 degrees of freedom on.
     """
     z = 1.959963984540054
     terms = (

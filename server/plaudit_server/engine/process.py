@@ -27,6 +27,10 @@ SPARE_SLOTS = 2
 """Adapter slots beyond `engine_max_loras`. One for a candidate's parent, which may have to be loaded beside it for the
 probe. The last one stays empty for ever, because vLLM's own CPU functions apply it to tokens without an adapter."""
 
+CPU_STEP_TOKENS = 128
+"""What one step of an engine on the CPU may hold. No stream goes on before a step ends, and vLLM's own 2,048 make a
+step of seconds. Not below `--max-num-seqs`, which is 128 there."""
+
 _LIFELINE = Path(__file__).with_name("lifeline.py")
 _WORKER_EXTENSION = "plaudit_server.engine.worker.AdapterInspector"
 _STOP_TIMEOUT_S = 15.0
@@ -101,6 +105,7 @@ def _arguments(settings: Settings, base: Path, socket: Path, device: Device) -> 
         # is rounded away: of a one-step update 22 % was served, of a large one 86 %; in float32 all of it, for a third
         # of the throughput. `engine_args` may say `--dtype bfloat16`.
         arguments += ["--dtype", "float32"]
+        arguments += ["--max-num-batched-tokens", str(CPU_STEP_TOKENS)]
     else:
         arguments += ["--gpu-memory-utilization", str(settings.engine_gpu_memory)]
     eager = settings.engine_eager if settings.engine_eager is not None else device == "cpu"

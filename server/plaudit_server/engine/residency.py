@@ -8,29 +8,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from plaudit.wire.fingerprint import base_fingerprint, file_sha256
-from plaudit.wire.versions import Manifest, ProofReport, ReplicaProof
-from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter, check_artefact, read_base
+from plaudit.wire.versions import ProofReport
+from plaudit_server.engine.artefact import ArtefactRefused, BaseModel, CheckedAdapter
 from plaudit_server.engine.assignment import spare
 from plaudit_server.engine.audit import Believed, Difference, Held, compare, removable
 from plaudit_server.engine.base import AdapterRef, Others
 from plaudit_server.engine.exchange import labels
 from plaudit_server.engine.placement import Placement
+from plaudit_server.engine.proving import Proving, report, sibling
 from plaudit_server.engine.swap import (
     BASE,
-    Bounds,
     Replica,
-    Resident,
     SwapRefused,
     held_numbers,
-    loaded_for_a_while,
-    prove_on,
     unload,
 )
 from plaudit_server.errors import EngineError, EngineUnavailable
@@ -41,12 +35,6 @@ WORKERS_ASKED_EVERY_S = 30.0
 
 STRANGER_GRACE_S = 60.0
 """What another gateway loads may be unknown this long before it is taken away."""
-
-PROOF_TIMEOUT_S = 600.0
-"""A replica that has not proven a version after this long counts as away: it must not hold up the others for ever."""
-
-_FIRST_WAITS_S, _OTHERS_WAIT_S = 1.0, 6.0
-"""After a replica's restart all gateways miss the same versions: the first in order loads them, the others adopt."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
 _DRAIN_POLL_S = 0.1
@@ -85,18 +73,22 @@ class Residency:
 
     def __init__(self, settings: Settings, base: Path, replicas: Callable[[], Sequence[Replica]]) -> None:
         self._settings = settings
-        self._base = base
         self._replicas = replicas
-        self._bounds = Bounds(settings.probe_slope_low, settings.probe_slope_high)
-        self._model: BaseModel | None = None
+        self._proving = Proving(settings, base, replicas)
         self._installed: dict[str, tuple[AdapterRef, ProofReport]] = {}
-        self._known: dict[str, AdapterRef] = {}
         self._swapping = asyncio.Lock()
         self._notes: dict[str, _Notes] = {}
-        self.placement = Placement(base, self._bounds, drain_s=settings.engine_drain_s, sibling=_sibling)
+        self.placement = Placement(base, self._proving.bounds, drain_s=settings.engine_drain_s, sibling=sibling)
         self.retiring: set[str] = set()
-        self.others: Others | None = None
+
+    @property
+    def others(self) -> Others | None:
         """Other gateways on these replicas; None: there is none."""
+        return self._proving.others
+
+    @others.setter
+    def others(self, others: Others | None) -> None:
+        self._proving.others = others
 
     def versions(self) -> set[str]:
         """Versions that hold a place."""
@@ -104,10 +96,7 @@ class Residency:
 
     async def base_model(self) -> BaseModel:
         """What adapters are checked against; read once."""
-        if self._model is None:
-            fingerprint = await asyncio.to_thread(base_fingerprint, self._base)
-            self._model = await asyncio.to_thread(read_base, self._base, fingerprint)
-        return self._model
+        return await self._proving.base_model()
 
     # ---- installing
 
@@ -119,19 +108,18 @@ class Residency:
         while adapter.name in self.retiring:  # noqa: ASYNC110  # it is on its way out; load it afresh then
             await asyncio.sleep(_DRAIN_POLL_S)
         async with self._swapping:
-            ready = self._enough()
+            ready = self._proving.enough()
             already = self._installed.get(adapter.name)
             if already is not None and already[0] == adapter and all(adapter.name in r.resident for r in ready):
                 return already[1]
             try:
                 checked = await self._admit(adapter)
             except ArtefactRefused as error:
-                return _report(started, [], str(error))
-            report = await self._install_on(ready, adapter, checked, started)
-            if report.passed:
-                self._installed[adapter.name] = (adapter, report)
-                self._known[adapter.name] = adapter
-            return report
+                return report(started, [], str(error))
+            proven = await self._proving.on_enough(ready, adapter, checked, already[1] if already else None, started)
+            if proven.passed:
+                self._installed[adapter.name] = (adapter, proven)
+            return proven
 
     async def _install_whole(self, ref: AdapterRef) -> ProofReport:
         """Check a whole model, swap it in and prove it on one replica; see `Engine.install`."""
@@ -140,19 +128,19 @@ class Residency:
             ready = self._alone()
             holder = next((r for r in ready if r.weights == ref.name), None)
             if holder is not None and holder.proof is not None and self.placement.has(ref):
-                return _report(started, [holder.proof], None)
+                return report(started, [holder.proof], None)
             try:
                 model = await self.placement.check(ref)
                 held, loads = [r.weights for r in ready], [r.load for r in ready]
                 replica = ready[spare(held, loads, self.placement.wanted)]
                 proof = await self.placement.bring(replica, model)
             except ArtefactRefused as error:
-                return _report(started, [], str(error))
+                return report(started, [], str(error))
             if proof.passed:
                 self.placement.installed(ref)
             else:
                 await self._put_all_back(replica)
-            return _report(started, [proof], None if proof.passed else f"{proof.replica}: {proof.reason}")
+            return report(started, [proof], None if proof.passed else f"{proof.replica}: {proof.reason}")
 
     async def place(self, wanted: Sequence[str]) -> None:
         """Have these whole models live; see `Engine.place`."""
@@ -174,21 +162,6 @@ class Residency:
             raise EngineUnavailable()
         return ready
 
-    def _enough(self) -> list[Replica]:
-        """The ready replicas that hold the base model. Raises EngineUnavailable where they are below the quorum."""
-        ready = [r for r in self._replicas() if r.serves(BASE)]
-        quorum = self._settings.engine_quorum or 1
-        if not ready and any(r.ready for r in self._replicas()):
-            raise EngineUnavailable("No engine replica holds the base model now, which adapters are loaded on.")
-        if not ready:
-            raise EngineUnavailable()
-        if len(ready) < quorum:
-            raise EngineUnavailable(
-                f"{len(ready)} of {len(self._replicas())} engine replicas are ready, and a version needs {quorum} "
-                "(PLAUDIT_ENGINE_QUORUM) to prove it."
-            )
-        return ready
-
     async def _admit(self, adapter: AdapterRef) -> CheckedAdapter:
         """The artefact's check, and whether there is room for it."""
         already = self._installed.get(adapter.name)
@@ -199,90 +172,7 @@ class Residency:
             raise ArtefactRefused(
                 f"{len(self._installed)} versions are resident ({held}); retire one, or raise PLAUDIT_ENGINE_MAX_LORAS"
             )
-        return await self._check(adapter)
-
-    async def _check(self, adapter: AdapterRef) -> CheckedAdapter:
-        base = await self.base_model()
-        return await asyncio.to_thread(check_artefact, adapter, base, max_rank=self._settings.engine_max_lora_rank)
-
-    async def _install_on(
-        self, replicas: Sequence[Replica], adapter: AdapterRef, checked: CheckedAdapter, started: float
-    ) -> ProofReport:
-        """Prove on a quorum or on none. A replica that goes away meanwhile is proven when it comes back."""
-        attempts = await asyncio.gather(
-            *(self._attempt(replica, adapter, checked) for replica in replicas), return_exceptions=True
-        )
-        proofs: list[ReplicaProof] = []
-        placed: list[tuple[Replica, Resident]] = []
-        for replica, attempt in zip(replicas, attempts, strict=True):
-            if isinstance(attempt, EngineUnavailable):
-                continue
-            if isinstance(attempt, BaseException):
-                raise attempt
-            proofs.append(attempt[0])
-            if attempt[1] is not None:
-                placed.append((replica, attempt[1]))
-        if self._suffice(proofs):
-            for replica, resident in placed:
-                replica.resident[adapter.name] = resident
-            return _report(started, proofs, None)
-        for replica, resident in placed:
-            if adapter.name not in replica.resident:
-                await unload(replica, resident)
-        self._still_possible(proofs)
-        return _report(started, proofs, next(f"{p.replica}: {p.reason}" for p in proofs if not p.passed))
-
-    def _suffice(self, proofs: Sequence[ReplicaProof]) -> bool:
-        needed = self._settings.engine_quorum or len(proofs)
-        return bool(proofs) and sum(proof.passed for proof in proofs) >= needed
-
-    def _still_possible(self, proofs: Sequence[ReplicaProof]) -> None:
-        """Raise EngineUnavailable where the replicas that did not answer could still make the quorum."""
-        silent = len(self._replicas()) - len(proofs)
-        passed = sum(proof.passed for proof in proofs)
-        if not proofs or passed + silent >= (self._settings.engine_quorum or len(proofs) + silent + 1):
-            raise EngineUnavailable(f"{passed} engine replicas have proven it, too few; {silent} did not answer.")
-
-    async def _attempt(
-        self, replica: Replica, adapter: AdapterRef, checked: CheckedAdapter
-    ) -> tuple[ReplicaProof, Resident | None]:
-        if adapter.name in replica.resident:
-            unproven = ReplicaProof(replica=replica.name, passed=False, slope=None)
-            before = self._installed.get(adapter.name)
-            known = before[1].replicas if before else []
-            return next((p for p in known if p.replica == replica.name), unproven), replica.resident[adapter.name]
-        try:
-            async with asyncio.timeout(PROOF_TIMEOUT_S), self._parent(replica, adapter, checked) as parent_model:
-                patience_s = self._patience_s(adapter.name)
-                return await prove_on(replica, adapter, checked, parent_model, self._bounds, adopt_within_s=patience_s)
-        except TimeoutError as error:
-            raise EngineUnavailable(
-                f"{replica.name} has not proven {adapter.name} after {PROOF_TIMEOUT_S:g} s."
-            ) from error
-        except (SwapRefused, ArtefactRefused) as error:
-            reason = f"its parent {adapter.parent} cannot be compared with: {error}"
-            return ReplicaProof(replica=replica.name, passed=False, slope=None, reason=reason), None
-
-    def _is_shared(self, version: str) -> bool:
-        return self.others is not None and version in self.others.versions
-
-    def _patience_s(self, version: str) -> float | None:
-        """How long to wait for another gateway to load a version that it uses too; None where none does."""
-        if self.others is None or not self._is_shared(version):
-            return None
-        return _FIRST_WAITS_S if self.others.is_first else _OTHERS_WAIT_S
-
-    @contextlib.asynccontextmanager
-    async def _parent(self, replica: Replica, adapter: AdapterRef, checked: CheckedAdapter) -> AsyncIterator[str]:
-        """The name of the parent on this replica; one that is not resident is loaded into the spare slot."""
-        if adapter.parent == BASE or adapter.parent in replica.resident:
-            yield replica.model(adapter.parent)
-            return
-        known = self._known.get(adapter.parent)
-        ref = known if known is not None else await asyncio.to_thread(_sibling, checked.folder.parent, adapter.parent)
-        parent = await self._check(ref)
-        async with loaded_for_a_while(replica, ref, parent) as lora_name:
-            yield lora_name
+        return await self._proving.check(adapter)
 
     # ---- retiring
 
@@ -298,7 +188,7 @@ class Residency:
                 self._installed.pop(version, None)
                 for replica in self._replicas():
                     resident = replica.resident.pop(version, None)
-                    if resident is not None and replica.client is not None and not self._is_shared(version):
+                    if resident is not None and replica.client is not None and not self._proving.is_shared(version):
                         await unload(replica, resident)
         finally:
             self.retiring.discard(version)
@@ -433,9 +323,9 @@ class Residency:
     async def _put_back(self, replica: Replica, version: str) -> None:
         """Load and prove an installed version again on one replica. The lock must be held."""
         notes = self._notes.setdefault(replica.name, _Notes())
-        adapter, _ = self._installed[version]
+        adapter, before = self._installed[version]
         try:
-            proof, resident = await self._attempt(replica, adapter, await self._check(adapter))
+            proof, resident = await self._proving.on(replica, adapter, await self._proving.check(adapter), before)
             reason = proof.reason
         except ArtefactRefused as error:
             resident, reason = None, str(error)
@@ -446,19 +336,3 @@ class Residency:
         else:
             notes.failed(version, time.monotonic())
             _log.error("%s was not put back on %s: %s", version, replica.name, reason)
-
-
-def _sibling(child: Path, name: str) -> AdapterRef:
-    """The parent's folder beside its child's, where the trainer puts versions."""
-    folder = child.parent / name
-    try:
-        manifest_sha256 = file_sha256(folder / "manifest.json")
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtefactRefused(f"there is no folder of it at {folder}") from error
-    return AdapterRef(name, manifest.parent, str(folder), manifest_sha256, manifest.kind)
-
-
-def _report(started: float, proofs: list[ReplicaProof], reason: str | None) -> ProofReport:
-    values: dict[str, Any] = {"passed": reason is None, "replicas": proofs, "reason": reason}
-    return ProofReport(**values, checked_at=datetime.now(UTC), seconds=round(time.monotonic() - started, 3))

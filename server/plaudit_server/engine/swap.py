@@ -19,7 +19,7 @@ from plaudit.wire.versions import Probe, ProbeSequence, ReplicaProof
 from plaudit_server.engine.artefact import CheckedAdapter
 from plaudit_server.engine.base import AdapterRef
 from plaudit_server.engine.breaker import Breaker
-from plaudit_server.engine.probe import MIN_SEQUENCES, ProbeResult, ScoredSequence, is_beyond_doubt, judge
+from plaudit_server.engine.probe import ProbeResult, ScoredSequence, is_beyond_doubt, judge, looks
 from plaudit_server.engine.replica import PROBE_PRIORITY, ReplicaClient
 from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 
@@ -291,15 +291,16 @@ async def probe_replica(
 
     The first sequences are looked at alone: where they leave no doubt that the right adapter is live, the rest is not
     scored, since every token of a proof is taken from the users' answers. Only a pass can come early, and only a far
-    clearer one than the bounds ask for; two looks instead of one at most double a chance of error that is far below
+    clearer one than the bounds ask for; three looks instead of one at most triple a chance of error that is far below
     that of the bounds.
     """
-    first = await _scored(client, new_model, parent_model, probe.sequences[:MIN_SEQUENCES])
-    result = await asyncio.to_thread(judge, first, low=bounds.low, high=bounds.high)
-    if len(probe.sequences) <= MIN_SEQUENCES or is_beyond_doubt(result):
-        return result
-    rest = await _scored(client, new_model, parent_model, probe.sequences[MIN_SEQUENCES:])
-    return await asyncio.to_thread(judge, [*first, *rest], low=bounds.low, high=bounds.high)
+    scored: list[ScoredSequence] = []
+    for until in looks(len(probe.sequences)):
+        scored += await _scored(client, new_model, parent_model, probe.sequences[len(scored) : until])
+        result = await asyncio.to_thread(judge, scored, low=bounds.low, high=bounds.high)
+        if is_beyond_doubt(result):
+            break
+    return result
 
 
 async def _scored(
