@@ -124,6 +124,8 @@ class StubVllm:
         self.keeps_old: set[str] = set()  # names of folders whose loading changes nothing, silently
         self.base: Path | None = None
         self.chat_delay_s = 0.0
+        self.may_talk = asyncio.Event()  # while it is not set, chats have begun and do not end
+        self.may_talk.set()
         self.broken = 0  # the status that every chat ends with
         self.cut: type[httpx.TransportError] | None = None  # how the connection of every chat is lost
         self._numbers = itertools.count(1)
@@ -176,6 +178,7 @@ class StubVllm:
         if body["model"] not in (BASE, *self.names):
             return _error(404, f"The model `{body['model']}` does not exist.")
         if path == "/v1/chat/completions":
+            await self.may_talk.wait()
             await asyncio.sleep(self.chat_delay_s)
             if self.cut is not None:
                 raise self.cut("cut")

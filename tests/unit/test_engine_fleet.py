@@ -347,13 +347,14 @@ async def test_a_drained_replica_ends_what_it_began_and_takes_nothing_new(host: 
     await engine.start()
     await until(lambda: len(engine.fleet.serving("base")) == 3)
     await engine.install(v1)
-    host.stubs[URLS[0]].chat_delay_s = 0.3
+    host.stubs[URLS[0]].may_talk.clear()
     talking = [asyncio.create_task(engine.chat(preferring(engine, 0), version="v1", request_id="r")) for _ in range(2)]
     await until(lambda: replica(engine, 0).load == 1)
 
     engine.follow(members(*URLS, draining=URLS[0]), None)
     begun = host.chats()[0]
     await asyncio.gather(*(engine.chat(hello(str(n)), version="v1", request_id="r") for n in range(20)))
+    host.stubs[URLS[0]].may_talk.set()
 
     assert [answer["model"] for answer, _ in await asyncio.gather(*talking)] == ["v1", "v1"]
     assert host.chats()[0] == begun
@@ -369,13 +370,14 @@ async def test_a_removed_replica_ends_what_it_began(host: Host) -> None:
     engine = host.gateway()
     await engine.start()
     await until(lambda: len(engine.fleet.serving("base")) == 3)
-    host.stubs[URLS[0]].chat_delay_s = 0.2
+    host.stubs[URLS[0]].may_talk.clear()
     talking = asyncio.create_task(engine.chat(preferring(engine, 0), version="base", request_id="r"))
     await until(lambda: replica(engine, 0).load == 1)
 
     engine.follow(members(*URLS[1:]), None)
 
     assert [one.replica for one in engine.health()] == ["engine-1", "engine-2"]
+    host.stubs[URLS[0]].may_talk.set()
     assert (await talking)[0]["model"] == "base"
     await until(lambda: not engine.fleet._gone)
     await engine.close()

@@ -16,6 +16,7 @@ from plaudit_server.errors import EngineUnavailable
 from plaudit_server.settings import Settings
 from tests.support.engine_folders import WholeFolder, make_base
 from tests.support.engine_stub import StubVllm, make_version, make_whole, probe_sequences
+from tests.support.server import until
 
 URLS = ("http://a", "http://b")
 HELLO: Any = {"messages": [{"role": "user", "content": "hi"}]}
@@ -237,12 +238,13 @@ async def test_an_engine_that_cannot_swap_says_so(host: Host, v1: AdapterRef) ->
 
 async def test_answers_that_have_begun_are_waited_for(host: Host, v1: AdapterRef) -> None:
     engine = await host.engine(engine_drain_s=5)
-    host.first.chat_delay_s = 0.2
+    host.first.may_talk.clear()
     asking = asyncio.create_task(engine.chat(HELLO, version="base", request_id="r"))
-    await asyncio.sleep(0.05)
+    await until(lambda: only(engine).load == 1)
     installing = asyncio.create_task(engine.install(v1))
-    await asyncio.sleep(0.05)
-    assert not engine.is_ready("base"), "nothing new goes there"
+    await until(lambda: not engine.is_ready("base"))  # nothing new goes there
+    assert not installing.done()
+    host.first.may_talk.set()
     _, trace = await asking
     assert trace.also_by == [] and (await installing).passed
 
@@ -250,10 +252,11 @@ async def test_answers_that_have_begun_are_waited_for(host: Host, v1: AdapterRef
 async def test_answers_that_take_longer_go_on_and_say_so(host: Host, v1: AdapterRef) -> None:
     engine = await host.engine(engine_drain_s=0.05)
     stream = await engine.chat_stream(HELLO, version="base", request_id="s")
-    host.first.chat_delay_s = 0.4
+    host.first.may_talk.clear()
     asking = asyncio.create_task(engine.chat(HELLO, version="base", request_id="r"))
-    await asyncio.sleep(0.02)
+    await until(lambda: only(engine).load == 2)
     assert (await engine.install(v1)).passed
+    host.first.may_talk.set()
     _, trace = await asking
     await stream.aclose()
     assert trace.also_by == stream.trace.also_by == ["v1"]
@@ -301,6 +304,22 @@ async def test_after_a_restart_the_right_whole_model_is_loaded_and_proven(
     await look(engine)
     assert held(engine) == ["v2"] and only(engine).restarts == 1
     assert paths(host.first).count("plaudit_reload") == 2, "the parent was scored in this life too"
+
+
+@pytest.mark.parametrize(("is_child", "asked"), [(True, 1), (False, 5)])
+async def test_workers_of_an_engine_of_our_own_are_left_alone_between_the_looks_that_ask_them(
+    host: Host, v1: AdapterRef, *, is_child: bool, asked: int
+) -> None:
+    engine = await host.engine()
+    assert (await engine.install(v1)).passed
+    replica = only(engine)
+    replica.url = None if is_child else replica.url
+    engine.residency._notes[replica.name].workers_asked_at = float("-inf")
+    host.first.calls.clear()
+    for _ in range(5):
+        await engine.residency.look(replica)
+    assert paths(host.first).count("plaudit_weights") == asked
+    assert held(engine) == ["v1"]
 
 
 async def test_a_restart_into_what_cannot_be_proven_is_not_ready_for_it(host: Host, v1: AdapterRef) -> None:

@@ -15,6 +15,7 @@ from plaudit_server.errors import EngineError, EngineRefused, EngineUnavailable
 from plaudit_server.settings import Settings
 from tests.support.engine_folders import make_base
 from tests.support.engine_stub import StubVllm, logprobs, make_version
+from tests.support.server import until
 from tests.support.streams import all_chunks
 
 CHAT: Any = {"messages": [{"role": "user", "content": "hi"}]}
@@ -261,14 +262,16 @@ async def test_the_same_version_with_another_manifest_is_refused(
 async def test_retiring_waits_for_requests_and_frees_the_workers(fleet: Fleet, v1: AdapterRef) -> None:
     await fleet.engine.install(v1)
     for stub in fleet.stubs:
-        stub.chat_delay_s = 0.3
+        stub.may_talk.clear()
     chat = asyncio.create_task(fleet.engine.chat(CHAT, version="v1", request_id="r"))
-    await asyncio.sleep(0.05)
+    await until(lambda: any(replica.load for replica in fleet.engine.fleet.replicas))
 
     retiring = asyncio.create_task(fleet.engine.retire("v1"))
-    await asyncio.sleep(0.05)
+    await until(lambda: not fleet.engine.is_ready("v1"))
 
-    assert not retiring.done() and not fleet.engine.is_ready("v1")
+    assert not retiring.done()
+    for stub in fleet.stubs:
+        stub.may_talk.set()
     answer, _ = await chat
     await retiring
     assert answer["model"] == "v1"

@@ -231,7 +231,9 @@ class Residency:
         ask_workers = now - notes.workers_asked_at >= WORKERS_ASKED_EVERY_S
         if self._swapping.locked() and (replica.swapping or replica.weights != BASE):
             return  # what is under way is looked at when it is over
-        if replica.weights != BASE and not await self._as_believed(replica):
+        # A child of ours cannot be restarted unnoticed, and asking costs its worker's polling.
+        doubtful = replica.weights != BASE and (ask_workers or replica.url is not None)
+        if doubtful and not await self._as_believed(replica):
             await self._again(replica, "its weights are not those that were put in place")
             return
         difference = await self._compare(replica, ask_workers=ask_workers)
