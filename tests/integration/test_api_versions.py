@@ -85,8 +85,9 @@ async def test_a_stream_finishes_on_the_version_it_began_with(tmp_path: Path) ->
     async with serving(tmp_path, engine_max_loras=2) as server:
         await promote(server, await server.publish())
         server.engine.token_delay_s = 0.1
+        before = len(server.engine.bodies)
         slow = asyncio.create_task(server.admin.post(CHAT, json={"messages": HELLO, "stream": True}))
-        await asyncio.sleep(0.2)
+        await server.until(lambda: len(server.engine.bodies) > before)
         await promote(server, await server.publish())
         server.engine.token_delay_s = 0
         assert (await server.chat())["model"] == "policy@v2"

@@ -178,8 +178,9 @@ async def test_an_answer_that_two_models_have_drawn_says_so_and_has_no_log_proba
         name = await whole(server)
         await server.until(lambda: server.engine.held == ["base"])
         server.engine.token_delay_s = 0.05
+        before = len(server.engine.bodies)
         answering = asyncio.create_task(ask(server, stream=True, train=True))
-        await asyncio.sleep(0.15)
+        await server.until(lambda: len(server.engine.bodies) > before)
         assert (await server.admin.post(f"/v1/versions/{name}/promote")).status_code == 200
         answer = await answering
         assert answer.headers["x-model-version"] == "base"

@@ -339,10 +339,16 @@ async def test_a_read_that_finds_no_free_connection_is_overloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plaudit_server.store.sqlite._BUSY_TIMEOUT_S", 0.05)
-    release = asyncio.Event()
+    release, reading = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def held(_: AsyncConnection) -> None:
+        reading.release()
+        await release.wait()
+
     async with open_store(tmp_path) as database:
-        stuck = [asyncio.create_task(database.read(lambda _: release.wait())) for _ in range(4)]
-        await asyncio.sleep(0.02)
+        stuck = [asyncio.create_task(database.read(held)) for _ in range(4)]
+        for _ in stuck:
+            await reading.acquire()
         with pytest.raises(Overloaded, match="reads wait"):
             await database.read(_buried)
         release.set()

@@ -206,10 +206,15 @@ async def _end_others(conn: AsyncConnection) -> None:
 
 async def test_a_lock_that_is_never_given_is_overloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit_server.store.postgres._WAIT_S", 0.2)
-    release = asyncio.Event()
+    release, held = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: AsyncConnection) -> None:
+        held.set()
+        await release.wait()
+
     async with two_servers(tmp_path) as (one, other):
-        stuck = asyncio.create_task(one.write(lambda _: release.wait(), touching=["thing"]))
-        await asyncio.sleep(0.05)
+        stuck = asyncio.create_task(one.write(hold, touching=["thing"]))
+        await held.wait()
         with pytest.raises(Overloaded, match="busy") as raised:
             await other.write(lambda conn: _bury(conn, "x"))
         assert raised.value.code == "database_locked"
@@ -225,10 +230,15 @@ async def test_readers_cannot_write(db: Database) -> None:
 
 async def test_reads_beyond_the_pool_wait_and_are_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit_server.store.postgres._WAIT_S", 0.5)
-    release = asyncio.Event()
+    release, held = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: AsyncConnection) -> None:
+        held.set()
+        await release.wait()
+
     database = await Database.open(await current.ready(tmp_path), connections=2)
-    stuck = asyncio.create_task(database.read(lambda _: release.wait()))
-    await asyncio.sleep(0.1)
+    stuck = asyncio.create_task(database.read(hold))
+    await held.wait()
     with pytest.raises(Overloaded, match="reads wait"):
         await database.read(_buried)
     release.set()
