@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rollback, swap, train_beside
+from benchmarks import rollback, soak, swap, train_beside
 from benchmarks.decode import ratio
 from benchmarks.load import Answer, _note, percentile, summary
 from benchmarks.report import write_result
@@ -114,3 +114,16 @@ def test_what_swaps_in_place_cost_is_counted_against_no_swaps() -> None:
     found = in_place_figures(swapped, still, [6.0, 8.0])
     assert (found["failed"], found["swaps"], found["swap_p95_s"]) == (1, 2, 8.0)
     assert found["added_p99_ttft_ms"] == 7000 and found["longest_ttft_s"] == 7.2
+
+
+def test_growth_is_told_of_long_lives_only() -> None:
+    enough = soak.TELLING_LIFE
+    assert soak.growth([100.0] * (enough - 1)) is None
+    assert soak.growth([50.0] * (enough // 3) + [100.0] * (enough // 3) + [125.0] * (enough // 3)) == 0.25
+
+
+@pytest.mark.parametrize(("grew", "words"), [(None, []), (0.05, []), (0.25, ["memory of the engine grew by 25%"])])
+def test_a_soak_fails_of_growth_that_was_seen(grew: float | None, words: list[str]) -> None:
+    found = {"acknowledged": 1, "lost": 0, "hung": [], "leaked": [], "errors_500": []}
+    files, grown = {"before": 20, "after": 21}, {"server": 0.0, "engine": grew}
+    assert soak.failures(found | {"files": files, "growth": grown}) == words
