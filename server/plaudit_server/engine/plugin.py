@@ -22,11 +22,7 @@ def register() -> None:
         return
     parent = expected_parent(int(lifeline))
     watch_parent(parent)
-    if parent == int(lifeline):  # vLLM's first process; what it forks ends with it
-        from plaudit_server.engine import forked_core
-
-        forked_core.install(in_fork=watch_parent)
-    else:
+    if parent != int(lifeline):  # vLLM's first process draws no tokens
         from plaudit_server.engine import cpu_seeds
 
         cpu_seeds.install()
