@@ -1,95 +1,106 @@
-"""The grouped CPU kernel against vLLM's own functions, on random mixed batches."""
+"""The CPU kernel against vLLM's own, in vLLM's own wrapper, on random mixed batches."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
-stock = pytest.importorskip("vllm.lora.ops.torch_ops.lora_ops", exc_type=ImportError)
+pytest.importorskip("vllm.lora.punica_wrapper.punica_cpu", exc_type=ImportError)
 
-from plaudit_server.engine import cpu_lora  # noqa: E402  # after the skips
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU  # noqa: E402  # after the skips
 
-SLOTS, RANK, INSIDE, OUT = 4, 8, 32, 24
+from plaudit_server.engine import cpu_lora  # noqa: E402
+
+SLOTS, RANK, INSIDE, OUT = 12, 8, 32, (24, 16)
 BATCHES = {
-    "one adapter": ([1], [9]),
-    "decode, mixed": ([0, 2, 1, 0, 3], [1, 1, 1, 1, 1]),
-    "prefill and decode, mixed": ([2, 0, 2], [7, 1, 4]),
+    "one adapter": [1] * 9,
+    "a token each": [0, 2, 1, 0, 3],
+    "runs": [2] * 7 + [0] + [2] * 4,
+    "slots far apart": [0, 0, 11, 11, 5],
 }
 
 
-def batch(slots: list[int], lengths: list[int], dtype: Any) -> dict[str, Any]:
-    random = torch.Generator().manual_seed(sum(lengths) + len(slots))
-    tokens = sum(lengths)
+def batch(slots: list[int], dtype: Any = torch.float32) -> dict[str, Any]:
+    random = torch.Generator().manual_seed(len(slots))
     return {
-        "x": torch.randn(tokens, INSIDE, generator=random).to(dtype),
-        "a": torch.randn(SLOTS, 1, RANK, INSIDE, generator=random).to(dtype) * 0.1,
-        "b": torch.randn(SLOTS, 1, OUT, RANK, generator=random).to(dtype) * 0.1,
-        "y": torch.randn(tokens, 2 * OUT, generator=random).to(dtype),
-        "runs": (torch.zeros(1), torch.tensor(lengths), torch.tensor(slots), len(slots), max(lengths), tokens),
-        "tokens": torch.repeat_interleave(torch.tensor(slots), torch.tensor(lengths)),
+        "slots": torch.tensor(slots),
+        "x": torch.randn(len(slots), INSIDE, generator=random).to(dtype),
+        "a": tuple(torch.randn(SLOTS, 1, RANK, INSIDE, generator=random).to(dtype) * 0.1 for _ in OUT),
+        "b": tuple(torch.randn(SLOTS, 1, out, RANK, generator=random).to(dtype) * 0.1 for out in OUT),
+        "y": torch.randn(len(slots), sum(OUT), generator=random).to(dtype),
     }
 
 
-def linear(ops: Any, given: dict[str, Any], *, runs: bool) -> Any:
-    """What vLLM does for one layer: shrink into a float32 buffer, expand into some columns of the output."""
-    buffer = torch.full((len(given["x"]), RANK), float("nan"))
+def wrapper(slots: list[int], *, prefill: bool) -> PunicaWrapperCPU:
+    """As vLLM's worker makes it; adapter n + 1 lies in slot n, and request 0 has none."""
+    made = PunicaWrapperCPU(64, 64, "cpu")
+    ids = tuple(slot + 1 for slot in slots)
+    mapping: Any = SimpleNamespace(index_mapping=ids, prompt_mapping=ids, is_prefill=prefill)  # vLLM's LoRAMapping
+    made.update_metadata(mapping, [n + 1 for n in range(SLOTS)], SLOTS, 100)
+    return made
+
+
+def linear(kernel: Any, given: dict[str, Any], *, prefill: bool = True, scale: float = 0.5) -> Any:
     y = given["y"].clone()
-    if runs:
-        ops.sgmv_shrink(given["x"], given["a"], buffer, *given["runs"], 0.5)
-        ops.sgmv_expand_slice(buffer, given["b"], y, *given["runs"], OUT, OUT, True)
-        ops.sgmv_expand(buffer, given["b"], y, *given["runs"], True)
-    else:
-        ops.bgmv_shrink(given["x"], given["a"], buffer, given["tokens"], 0.5)
-        ops.bgmv_expand_slice(buffer, given["b"], y, given["tokens"], OUT, OUT, True)
-        ops.bgmv_expand(buffer, given["b"], y, given["tokens"], True)
+    slots = given["slots"].tolist()
+    kernel(wrapper(slots, prefill=prefill), y, given["x"], given["a"], given["b"], scale, OUT)
     return y
 
 
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("runs", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_equal_to_stock(name: str, runs: bool, dtype: Any, tolerance: float) -> None:
-    given = batch(*BATCHES[name], dtype)
+stock = PunicaWrapperCPU.add_lora_linear
 
-    ours, theirs = linear(cpu_lora, given, runs=runs), linear(stock, given, runs=runs)
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("prefill", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_equal_to_stock(name: str, prefill: bool, dtype: Any, tolerance: float) -> None:
+    given = batch(BATCHES[name], dtype)
+
+    ours, theirs = [linear(kernel, given, prefill=prefill) for kernel in (cpu_lora.add_lora_linear, stock)]
 
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     assert not torch.equal(ours, given["y"])
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_tokens_without_an_adapter_are_left_alone(runs: bool) -> None:
-    given = batch([-1, 2, -1], [3, 4, 2], torch.float32)
+@pytest.mark.parametrize("prefill", [True, False])
+@pytest.mark.parametrize("slots", [[-1, -1, 2, 2, 2, -1], [0, -1, 11, -1]])
+def test_tokens_without_an_adapter_are_left_alone(slots: list[int], prefill: bool) -> None:
+    given = batch(slots)
 
-    ours, theirs = linear(cpu_lora, given, runs=runs), linear(stock, given, runs=runs)
+    ours, theirs = [linear(kernel, given, prefill=prefill) for kernel in (cpu_lora.add_lora_linear, stock)]
 
-    without = given["tokens"] < 0
+    without = given["slots"] < 0
     assert torch.equal(ours[without], given["y"][without])
     torch.testing.assert_close(ours[~without], theirs[~without])
 
 
 def test_stock_applies_the_last_slot_to_tokens_without_an_adapter() -> None:
     """Why `process.py` keeps the last slot empty. Where this fails, vLLM was mended and the guard can go."""
-    given = batch([-1, 2], [3, 4], torch.float32)
-    theirs = linear(stock, given, runs=True)
-    as_if_last = linear(stock, given | {"runs": (*given["runs"][:2], torch.tensor([SLOTS - 1, 2]), 2, 4, 7)}, runs=True)
+    theirs, as_if_last = linear(stock, batch([-1, 2, 2])), linear(stock, batch([SLOTS - 1, 2, 2]))
 
     assert torch.equal(theirs, as_if_last)
 
 
 def test_without_any_adapter_nothing_changes() -> None:
-    given = batch([-1], [5], torch.bfloat16)
+    given = batch([-1] * 5, torch.bfloat16)
 
-    assert torch.equal(linear(cpu_lora, given, runs=True), given["y"])
+    assert torch.equal(linear(cpu_lora.add_lora_linear, given), given["y"])
 
 
-@pytest.mark.parametrize("slots", [[1], [0, 1]])
-def test_expand_without_adding_overwrites(slots: list[int]) -> None:
-    given = batch(slots, [2] * len(slots), torch.float32)
-    buffer = torch.randn(2 * len(slots), RANK)
-    ours, theirs = given["y"].clone(), given["y"].clone()
+def test_a_broken_adapter_spoils_its_own_tokens_only() -> None:
+    whole, broken = batch([0, 1, -1]), batch([0, 1, -1])
+    for a in broken["a"]:
+        a[1] = float("nan")
 
-    cpu_lora.sgmv_expand(buffer, given["b"], ours, *given["runs"], False)
-    stock.sgmv_expand(buffer, given["b"], theirs, *given["runs"], False)
+    ours = linear(cpu_lora.add_lora_linear, broken)
 
-    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours[[0, 2]], linear(cpu_lora.add_lora_linear, whole)[[0, 2]])
+    assert ours[1].isnan().all()
+
+
+def test_a_token_has_the_same_answer_alone_and_in_a_crowd() -> None:
+    crowd = batch([3, 0, 3, 7, -1, 5])
+    alone = {**crowd, "slots": crowd["slots"][:1], "x": crowd["x"][:1], "y": crowd["y"][:1]}
+
+    torch.testing.assert_close(linear(cpu_lora.add_lora_linear, alone)[0], linear(cpu_lora.add_lora_linear, crowd)[0])
