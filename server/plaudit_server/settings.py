@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     )
     engine_max_lora_rank: int = Field(default=16, ge=1, description="largest adapter rank accepted")
     engine_kv_cache_gib: int = Field(default=2, ge=1, description="key-value cache of the CPU engine, GiB")
+    engine_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="cores that the CPU engine computes on; unset: all but one, which the rest needs",
+    )
     engine_gpu_memory: float = Field(
         default=0.6, gt=0, le=1, description="share of GPU memory vLLM may take; the trainer needs the rest"
     )

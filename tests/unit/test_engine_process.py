@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from plaudit_server.engine import process
 from plaudit_server.engine.keeper import LONGEST_PAUSE_S, pause_before
 from plaudit_server.engine.process import build_launch, telling_lines
 from plaudit_server.settings import Settings
@@ -47,6 +48,35 @@ def test_devices_get_their_own_memory_settings() -> None:
     assert cpu.environment["VLLM_CPU_KVCACHE_SPACE"] == "7" and "--gpu-memory-utilization" not in cpu.command
     assert after(gpu.command, "--gpu-memory-utilization") == "0.4"
     assert after(cpu.command, "--dtype") == "float32" and "--dtype" not in gpu.command
+
+
+def test_a_cpu_engine_computes_in_its_core_on_all_cores_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "count_cores", lambda: 8)
+    monkeypatch.setattr(process, "count_memory_nodes", lambda: 1)
+    unset, chosen = [
+        build_launch(settings(engine_threads=threads), Path("/m"), Path("/t"), "cpu").environment
+        for threads in (None, 8)
+    ]
+
+    assert unset["VLLM_ENABLE_V1_MULTIPROCESSING"] == chosen["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert (unset["OMP_NUM_THREADS"], chosen["OMP_NUM_THREADS"]) == ("7", "8")
+
+
+def test_where_memory_has_nodes_vllm_binds_its_threads_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "count_memory_nodes", lambda: 2)
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+
+    launch = build_launch(settings(), Path("/m"), Path("/t"), "cpu")
+
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in launch.environment
+
+
+def test_a_gpu_engine_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+
+    launch = build_launch(settings(engine_threads=3), Path("/m"), Path("/t"), "gpu")
+
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in launch.environment
 
 
 def test_further_arguments_are_split_as_a_shell_does_and_come_last() -> None:

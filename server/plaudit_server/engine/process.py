@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from plaudit_server.engine.artefact import ArtefactRefused, read_base
+from plaudit_server.engine.processor import count_cores, count_memory_nodes
 from plaudit_server.settings import Settings
 
 Device = Literal["cpu", "gpu"]
@@ -126,7 +127,22 @@ def _environment(settings: Settings, device: Device) -> dict[str, str]:
     }
     if device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.engine_kv_cache_gib)
+        environment |= _compute_in_the_core(settings)
     return environment
+
+
+def _compute_in_the_core(settings: Settings) -> dict[str, str]:
+    """Of vLLM's three processes on a CPU, one less: seven seconds of a start, 0.6 GB, and two messages a step.
+
+    vLLM has the model in a process of its own there, because only before a process starts can its threads be counted
+    and bound; here they are counted before vLLM starts. Where memory has several nodes, binding is worth more: vLLM's
+    way, unless a number is set. Also where `--tensor-parallel-size` asks for several workers: vLLM heeds the variable
+    for one only.
+    """
+    if settings.engine_threads is None and count_memory_nodes() > 1:
+        return {}
+    threads = settings.engine_threads or max(1, count_cores() - 1)
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
 
 
 def read_target_modules(base: Path) -> list[str]:
