@@ -27,9 +27,9 @@ def test_few_while_users_speak_and_a_while_after() -> None:
         assert limits() == (ROLLOUTS_LEAST, 1)
         for _ in range(39):
             users.enter_context(them.speaking())
-        assert limits() == (20, 1)
+        assert limits() == (10, 1)
         clock.now += 60
-        assert limits() == (20, 1)
+        assert limits() == (10, 1)
     clock.now += QUIET_S
     assert limits() == (ROLLOUTS_LEAST, 1)
     clock.now += 0.1

@@ -14,7 +14,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 ROLLOUTS_ALONE = 64
 """Answers for the trainer while nobody speaks. Whoever comes then waits for one answer's length in a full batch."""
 
-ROLLOUTS_LEAST = 2
+ROLLOUTS_LEAST = 1
+USERS_A_ROLLOUT = 4
+"""Beside users one answer for the trainer to so many of theirs, `ROLLOUTS_LEAST` at least. An answer costs more than
+its share of a step: its prompt is read in one step, in which all wait."""
+
 SCORES_ALONE = 32
 """Sequences scored at once while nobody speaks; beside users it is one."""
 
@@ -49,7 +53,7 @@ class Beside:
     """Counts users' answers of one server, and lets other work in beside them.
 
     Attributes:
-        rollouts: the door for answers to the trainer: half as many as the users', `ROLLOUTS_LEAST` at least.
+        rollouts: the door for answers to the trainer: a quarter as many as the users', `ROLLOUTS_LEAST` at least.
         scores: the door for sequences to be scored for the trainer; one at a time beside users.
         proofs: the same for a proof, which a rollback may be waiting for.
     """
@@ -58,8 +62,11 @@ class Beside:
         self._clock = clock
         self._speaking = 0
         self._spoken_at = float("-inf")
-        self.rollouts = Door(lambda: ROLLOUTS_ALONE if self.is_quiet else max(ROLLOUTS_LEAST, self._speaking // 2))
+        self.rollouts = Door(self._rollouts)
         self.scores, self.proofs = (Door(lambda: SCORES_ALONE if self.is_quiet else 1) for _ in range(2))
+
+    def _rollouts(self) -> int:
+        return ROLLOUTS_ALONE if self.is_quiet else max(ROLLOUTS_LEAST, self._speaking // USERS_A_ROLLOUT)
 
     @property
     def is_quiet(self) -> bool:
