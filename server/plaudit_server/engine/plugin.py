@@ -1,7 +1,7 @@
 """What Plaudit adds inside vLLM's own processes (entry point group `vllm.general_plugins`).
 
 vLLM loads this in every process it makes, also in a vLLM that has nothing to do with Plaudit but shares the
-environment; there it does nothing.
+environment; there it does nothing. An engine that was started by hand for Plaudit says so by `PLAUDIT_CPU_LORA=1`.
 """
 
 import os
@@ -12,21 +12,22 @@ LIFELINE_VARIABLE = "PLAUDIT_LIFELINE_PID"
 """Set by `lifeline.py` in the environment of the engine it runs: its own process id."""
 
 KERNEL_VARIABLE = "PLAUDIT_CPU_LORA"
-"""`0` keeps vLLM's own CPU LoRA functions."""
+"""`0` keeps vLLM's own CPU LoRA functions. `1` asks for Plaudit's mends where Plaudit did not start the engine."""
 
 
 def register() -> None:
     """Called once by vLLM in each of its processes, before a model is built."""
-    lifeline = os.environ.get(LIFELINE_VARIABLE)
-    if not lifeline:
+    lifeline, kernel = os.environ.get(LIFELINE_VARIABLE), os.environ.get(KERNEL_VARIABLE)
+    if lifeline:
+        parent = expected_parent(int(lifeline))
+        watch_parent(parent)
+    elif kernel != "1":
         return
-    parent = expected_parent(int(lifeline))
-    watch_parent(parent)
-    if parent != int(lifeline):  # vLLM's first process draws no tokens
+    if not lifeline or parent != int(lifeline):  # vLLM's first process draws no tokens
         from plaudit_server.engine import cpu_seeds
 
         cpu_seeds.install()
-    if os.environ.get(KERNEL_VARIABLE, "1") != "0":
+    if kernel != "0":
         from plaudit_server.engine import cpu_lora
 
         cpu_lora.install()
