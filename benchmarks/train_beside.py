@@ -1,11 +1,14 @@
 """What do users feel of a trainer that learns on the same machine? Latency with the trainer idle and busy.
 
-    python -m benchmarks.train_beside [--quick] [--seconds 150] [--clients 4] [--model FOLDER]
+    python -m benchmarks.train_beside [--quick] [--seconds 150] [--clients 4] [--spread 0.5] [--model FOLDER]
 
 A service as `make run` starts it: engine, server and trainer on the same cores, the trainer niced, its rollouts at low
-priority. Clients stream answers of one length: *full*, without pause, where the trainer gets what the engine leaves,
-which is little; and *half*, where each client rests for as long as its answer took, so that the trainer has time to run
-in. *Idle*: the trainer waits for votes. *Busy*: it is fed rated answers as fast as it takes them; only answers that lie
+priority. Clients stream answers: *full*, without pause, where the trainer gets what the engine leaves, which is little;
+and *half*, where each client rests for as long as its answer took, so that the trainer has time to run in. Answers are
+half to one and a half times `--tokens` long, evenly: of one length (`--spread 0`), clients without a pause fall into
+step and have their prompts read together, until the trainer's answers put them out of it.
+
+*Idle*: the trainer waits for votes. *Busy*: it is fed rated answers as fast as it takes them; only answers that lie
 wholly within a running training run count. `p99_ratio` is the worse of the two loads.
 """
 
@@ -38,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each phase; the busy one counts only time in which it trains")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--spread", type=float, default=0.5, help="of the answers' lengths about --tokens, as a share")
     parser.add_argument("--model", type=Path)
     args = parser.parse_args()
     args.seconds = args.seconds or (20 if args.quick else 150)
@@ -59,9 +63,14 @@ def environment() -> dict[str, str]:
 def _load(args: argparse.Namespace, url: str, key: str, rest: float) -> Load:
     def body(number: int) -> dict[str, Any]:
         more = {"ignore_eos": True, "train": False, "user": f"reader-{number}"}
-        return chat_body(number, tokens=args.tokens, model="policy", **more)
+        return chat_body(number, tokens=_length(number, args.tokens, args.spread), model="policy", **more)
 
     return Load([url], key, clients=args.clients, body=body, rest=rest)
+
+
+def _length(number: int, tokens: int, spread: float) -> int:
+    """Of the n-th answer: evenly over [1 − spread, 1 + spread] · tokens, in an order without rhythm (golden ratio)."""
+    return round(tokens * (1 + spread * (2 * (number * 0.6180339887 % 1) - 1)))
 
 
 class Training:
@@ -139,7 +148,8 @@ async def measure(args: argparse.Namespace, url: str, key: str) -> dict[str, Any
     return {
         "p99_ratio": max(load["p99_ratio"] for load in loads.values()),
         "loads": loads,
-        "settings": {"clients": args.clients, "tokens": args.tokens, "seconds": args.seconds, "votes": VOTES},
+        "settings": {name: getattr(args, name) for name in ("clients", "tokens", "spread", "seconds")}
+        | {"votes": VOTES},
     }
 
 
