@@ -52,20 +52,10 @@ async def test_who_waits_for_room_gets_it_in_turn() -> None:
     assert (drawn, most, them.rollouts.inside) == (list(range(7)), ROLLOUTS_LEAST, 0)
 
 
-async def test_more_answers_to_one_prompt_than_there_is_room_for_are_drawn_alone() -> None:
-    them = Beside()
-    with them.speaking():
-        async with them.rollouts.enter(4 * ROLLOUTS_LEAST):
-            later = asyncio.create_task(AsyncExitStack().enter_async_context(them.rollouts.enter()))
-            await asyncio.sleep(3 * beside._POLL_S)
-            assert not later.done()
-        await asyncio.wait_for(later, 5)
-
-
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     them = Beside()
     with them.speaking():
-        async with them.rollouts.enter(ROLLOUTS_LEAST):
+        async with them.rollouts.enter():
             waiting = asyncio.create_task(AsyncExitStack().enter_async_context(them.rollouts.enter()))
             await asyncio.sleep(2 * beside._POLL_S)
             waiting.cancel()

@@ -316,8 +316,19 @@ async def test_generated_answers_come_in_the_prompts_order_from_all_replicas(fle
     assert [a.prompt_index for a in answers] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert all(a.prompt_ids == [1, a.prompt_index] for a in answers)
     asked = [body for stub in fleet.stubs for path, body in stub.calls if path == "/v1/completions"]
-    assert len(asked) == 5 and all(body["priority"] > 0 and body["max_tokens"] == 4 for body in asked)
+    assert len(asked) == 10 and all(body["priority"] > 0 and body["max_tokens"] == 4 for body in asked)
     assert all(stub.calls for stub in fleet.stubs)
+
+
+async def test_several_answers_to_one_prompt_are_requests_of_their_own(fleet: Fleet) -> None:
+    """Else they would all go beside the users' answers at once; their seeds are those vLLM gives the answers of one."""
+    sampling = SamplingParams(max_tokens=4, seed=7)
+
+    await fleet.engine.generate([GeneratePrompt(prompt_ids=[1, 2])], version="base", n=3, sampling=sampling)
+
+    asked = [body for stub in fleet.stubs for path, body in stub.calls if path == "/v1/completions"]
+    assert sorted(body["seed"] for body in asked) == [7, 8, 9]
+    assert all(body.get("n", 1) == 1 for body in asked)
 
 
 async def test_scores_are_those_of_the_response(fleet: Fleet) -> None:

@@ -37,16 +37,16 @@ class Door:
         self.inside = 0
 
     @contextlib.asynccontextmanager
-    async def enter(self, count: int = 1) -> AsyncIterator[None]:
-        """Go in, `count` together; alone where there are more than the limit allows."""
+    async def enter(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it."""
         async with self._turn:
-            while self.inside and self.inside + count > self._limit():  # noqa: ASYNC110  # time alone moves the limit
+            while self.inside >= self._limit():  # noqa: ASYNC110  # time alone moves the limit
                 await asyncio.sleep(_POLL_S)
-            self.inside += count
+            self.inside += 1
         try:
             yield
         finally:
-            self.inside -= count
+            self.inside -= 1
 
 
 class Beside:

@@ -127,23 +127,25 @@ class ReplicaClient:
     async def generate(
         self, prompts: Sequence[GeneratePrompt], *, model: str, n: int, sampling: SamplingParams
     ) -> list[GeneratedAnswer]:
-        """Draw `n` answers to each prompt, in the prompts' order. A prompt that the server refuses is left out."""
-        tasks: list[asyncio.Task[list[GeneratedAnswer]]] = []
+        """Draw `n` answers to each prompt, in the prompts' order. A prompt that the server refuses is left out.
+
+        Each answer is a request of its own: together, all to one prompt would go beside the users' at once.
+        """
+        tasks: list[asyncio.Task[GeneratedAnswer | None]] = []
         async with _unwrapped(), asyncio.TaskGroup() as group:
             for index, prompt in enumerate(prompts):
-                tasks.append(group.create_task(self._draw(index, prompt, model, n, sampling)))
-        return list(itertools.chain.from_iterable(task.result() for task in tasks))
+                for number in range(n):
+                    # As vLLM has it for the n-th answer of one request.
+                    seed = None if sampling.seed is None else sampling.seed + number
+                    its = sampling.model_copy(update={"seed": seed})
+                    tasks.append(group.create_task(self._draw(index, prompt, model, its)))
+        return [answer for task in tasks if (answer := task.result()) is not None]
 
     async def _draw(
-        self, index: int, prompt: GeneratePrompt, model: str, n: int, sampling: SamplingParams
-    ) -> list[GeneratedAnswer]:
-        body = _sampling_body(sampling) | {
-            "model": model,
-            "n": n,
-            "priority": TRAINER_PRIORITY,
-            "return_token_ids": True,
-        }
-        async with self._beside.rollouts.enter(n):
+        self, index: int, prompt: GeneratePrompt, model: str, sampling: SamplingParams
+    ) -> GeneratedAnswer | None:
+        body = _sampling_body(sampling) | {"model": model, "priority": TRAINER_PRIORITY, "return_token_ids": True}
+        async with self._beside.rollouts.enter():
             try:
                 if prompt.prompt_ids is not None:
                     body |= {"prompt": prompt.prompt_ids, "logprobs": 0}
@@ -153,8 +155,8 @@ class ReplicaClient:
                     body |= {"messages": prompt.messages, "logprobs": True}
                     answer = await self._call("POST", "/v1/chat/completions", body, limit_s=None)
             except EngineRefused:
-                return []
-        return [drawn for choice in answer["choices"] if (drawn := _drawn(index, answer, choice)) is not None]
+                return None
+        return _drawn(index, answer)
 
     async def score(self, sequences: Sequence[TokenSequence], *, model: str, priority: int) -> list[list[float]]:
         """Log-probability (nats) of each response token given what stands before it, at temperature 1.
@@ -307,8 +309,9 @@ def _sampling_body(sampling: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in sampling.model_dump().items() if value is not None}
 
 
-def _drawn(index: int, answer: dict[str, Any], choice: dict[str, Any]) -> GeneratedAnswer | None:
-    """One drawn answer, or None where vLLM left out an id or a log-probability: nothing is ever invented."""
+def _drawn(index: int, answer: dict[str, Any]) -> GeneratedAnswer | None:
+    """The drawn answer, or None where vLLM left out an id or a log-probability: nothing is ever invented."""
+    choice = answer["choices"][0]
     ids = choice.get("token_ids")
     prompt_ids = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
     logprobs = _logprob_list(choice.get("logprobs"))
