@@ -27,9 +27,9 @@ def test_few_while_users_speak_and_a_while_after() -> None:
         assert limits() == (ROLLOUTS_LEAST, 1)
         for _ in range(39):
             users.enter_context(them.speaking())
-        assert limits() == (10, 1)
+        assert limits() == (20, 1)
         clock.now += 60
-        assert limits() == (10, 1)
+        assert limits() == (20, 1)
     clock.now += QUIET_S
     assert limits() == (ROLLOUTS_LEAST, 1)
     clock.now += 0.1
@@ -55,7 +55,7 @@ async def test_who_waits_for_room_gets_it_in_turn() -> None:
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     them = Beside()
     with them.speaking():
-        async with them.rollouts.enter():
+        async with them.rollouts.enter(), them.rollouts.enter():
             waiting = asyncio.create_task(AsyncExitStack().enter_async_context(them.rollouts.enter()))
             await asyncio.sleep(2 * beside._POLL_S)
             waiting.cancel()

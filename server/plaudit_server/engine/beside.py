@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 ROLLOUTS_ALONE = 64
 """Answers for the trainer while nobody speaks. Whoever comes then waits for one answer's length in a full batch."""
 
-ROLLOUTS_LEAST = 1
-USERS_A_ROLLOUT = 4
+ROLLOUTS_LEAST = 2
+USERS_A_ROLLOUT = 2
 """Beside users one answer for the trainer to so many of theirs, `ROLLOUTS_LEAST` at least. An answer costs more than
 its share of a step: its prompt is read in one step, in which all wait."""
 
@@ -53,7 +53,7 @@ class Beside:
     """Counts users' answers of one server, and lets other work in beside them.
 
     Attributes:
-        rollouts: the door for answers to the trainer: a quarter as many as the users', `ROLLOUTS_LEAST` at least.
+        rollouts: the door for answers to the trainer: half as many as the users', `ROLLOUTS_LEAST` at least.
         scores: the door for sequences to be scored for the trainer; one at a time beside users.
         proofs: the same for a proof, which a rollback may be waiting for.
     """
