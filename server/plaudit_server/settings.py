@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     engine_threads: int | None = Field(
         default=None,
         ge=1,
-        description="cores that the CPU engine computes on; unset: all but one, which the rest needs",
+        description="cores that an engine on the CPU computes on; unset: vLLM all but one, which the rest needs",
     )
     engine_gpu_memory: float = Field(
         default=0.6, gt=0, le=1, description="share of GPU memory vLLM may take; the trainer needs the rest"

@@ -56,11 +56,13 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_line_follows_the_settings() -> None:
-    settings = Settings(data=Path("data"), engine_max_model_len=512, engine_args="--max-rows 4 --dtype bfloat16")
+    args = "--max-rows 4 --dtype bfloat16"
+    settings = Settings(data=Path("data"), engine_max_model_len=512, engine_threads=3, engine_args=args)
     launch = launch_worker(settings, Path("/m"), Path("/tmp/x"))
     assert launch.command[1:3] == ["-m", "plaudit_server.engine.hf"]
     assert launch.command[3:] == [
         *("--uds", "/tmp/x/engine.sock", "--model", "/m", "--max-model-len", "512"),
+        *("--threads", "3"),
         *("--max-rows", "4", "--dtype", "bfloat16"),
     ]
     assert launch.socket == Path("/tmp/x/engine.sock") and launch.environment["HF_HUB_OFFLINE"] == "1"

@@ -57,6 +57,9 @@ def launch_worker(settings: Settings, base: Path, folder: Path) -> Launch:
     """The child's command. `engine_args` are the worker's: `python -m plaudit_server.engine.hf --help` lists them."""
     socket = folder / "engine.sock"
     command = [sys.executable, "-m", "plaudit_server.engine.hf", "--uds", str(socket), "--model", str(base)]
-    command += ["--max-model-len", str(settings.engine_max_model_len), *shlex.split(settings.engine_args)]
+    command += ["--max-model-len", str(settings.engine_max_model_len)]
+    if settings.engine_threads:
+        command += ["--threads", str(settings.engine_threads)]
+    command += shlex.split(settings.engine_args)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     return Launch(command, environment, socket, settings.data / "logs" / "engine.log")
