@@ -5,7 +5,8 @@
 
 Loads a history of that many answers (a third voted on, a tenth without consent, events on a twentieth, all but a
 backlog of 1,000 votes consumed by batches of 256), times each operation on it, and goes on to the next size. Operations
-run one after another, durably (fsync on). Prints a table and the machine, and writes benchmarks/results/store.json.
+run one after another, durably (fsync on); before each lease come eight votes that it may not learn from. Prints a table
+and the machine, and writes benchmarks/results/store.json.
 
 Without --postgres a server is started from the installed package, with its defaults but for 512 MB of shared buffers.
 """
@@ -27,6 +28,7 @@ from benchmarks.report import machine, write_result
 from plaudit.wire.training import FailRequest, LeaseRequest
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import now_ms
+from plaudit_server.domain.records import NewFeedback
 from plaudit_server.store import feedback, interactions, leases, versions
 from plaudit_server.store import tables as t
 from plaudit_server.store.database import Database, Op, sqlite_url
@@ -49,6 +51,7 @@ class History:
     answers: int = 0
     voted: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     version: str = "base"
     number: int = 0
 
@@ -62,6 +65,8 @@ class History:
             await self._insert(t.feedback, votes)
             await self._insert(t.events, [self._event() for _ in range(count // 20)])
             await self._consume(keep=BACKLOG)
+            if self.answers % 1_000_000 < count:
+                print(f"  {self.answers:,} of {size:,} answers", flush=True)
         if self.database.shared:  # autovacuum would do it within a minute
             await self.database.write(lambda conn: conn.execute(text("ANALYZE")))
 
@@ -84,6 +89,8 @@ class History:
             votes.append(_vote_row(made.id, user, self.version, self.rng))
             if consent and status == "complete":
                 self.voted.append(made.id)
+        if not consent and len(self.refused) < 2000:
+            self.refused.append(made.id)
         if len(self.sample) < 20_000:
             self.sample.append(made.id)
         else:
@@ -190,9 +197,9 @@ async def measure(history: History, repeats: int) -> dict[str, dict[str, float]]
         "list_by_user": lambda _: listed(end_user=f"eu_{rng.randrange(1 + history.answers // 20)}"),
         "lineage": lambda _: _lineage(database, history.version),
     }
-    first = await _lease(database, 0)
+    first = await _lease(database, "first")
     figures = {name: await _time(operation, repeats) for name, operation in operations.items()}
-    figures["lease"] = await _time_leases(database, max(repeats // 4, 10))
+    figures["lease"] = await _time_leases(history, max(repeats // 4, 10))
     # Last, and on old answers mostly: these votes change nothing that a lease looks at.
     figures["vote"] = await _time(vote, repeats)
     figures["first_lease"] = {"p50": first, "p99": first}
@@ -203,9 +210,8 @@ async def _lineage(database: Database, version: str) -> None:
     await database.read(lambda conn: versions.lineage(conn, version))
 
 
-async def _lease(database: Database, number: int) -> float:
+async def _lease(database: Database, worker: str) -> float:
     """Milliseconds of one lease; the batch is given back."""
-    worker = f"bench-{number}"
     request = LeaseRequest(worker=worker, min_records=64, max_records=BATCH, lease_seconds=600)
     began = time.perf_counter()
     batch = await database.write(lambda conn: leases.lease(conn, request, now_ms=now_ms()))
@@ -217,8 +223,26 @@ async def _lease(database: Database, number: int) -> float:
     return took
 
 
-async def _time_leases(database: Database, repeats: int) -> dict[str, float]:
-    return _percentiles([await _lease(database, number) for number in range(repeats)])
+async def _time_leases(history: History, repeats: int) -> dict[str, float]:
+    took = []
+    for number in range(repeats):
+        for vote in _passed_over(history, f"rater-{history.answers}-{number}"):
+            await history.database.write(lambda conn, vote=vote: feedback.put(conn, vote))
+        took.append(await _lease(history.database, f"bench-{number}"))
+    return _percentiles(took)
+
+
+def _passed_over(history: History, user: str) -> Iterator[NewFeedback]:
+    """Votes that a lease has to look at and may not learn from: without consent, too late, taken back."""
+    now, rng = now_ms(), history.rng
+    about: dict[str, Any] = {"end_user": user, "occurred_at_ms": now, "received_at_ms": now}
+    for answer in rng.sample(history.refused, 4):
+        yield a_vote(answer, **about)
+    for answer in rng.sample(history.sample, 2):
+        yield a_vote(answer, max_age_ms=-1, **about)
+    for answer in rng.sample(history.sample, 2):
+        yield a_vote(answer, **about)
+        yield a_vote(answer, None, retracts=True, **about)
 
 
 async def _time(operation: Callable[[int], Awaitable[None]], repeats: int) -> dict[str, float]:
@@ -244,8 +268,9 @@ async def run(name: str, url: str, sizes: list[int], repeats: int) -> dict[str, 
         began = time.perf_counter()
         await history.grow(size)
         loaded = time.perf_counter() - began
+        print(f"{name}: {size:,} answers, loaded in {loaded:.0f} s; timing", flush=True)
         by_size[str(size)] = await measure(history, repeats)
-        _show(name, size, by_size[str(size)], loaded)
+        _show(name, size, by_size[str(size)])
     await database.close()
     small, large = by_size[str(sizes[0])], by_size[str(sizes[-1])]
     growth = {f"{op}_p99_growth": round(large[op]["p99"] / small[op]["p99"], 2) for op in TIMED}
@@ -254,9 +279,9 @@ async def run(name: str, url: str, sizes: list[int], repeats: int) -> dict[str, 
     return {"sizes": by_size, **growth}
 
 
-def _show(name: str, size: int, figures: dict[str, dict[str, float]], loaded: float) -> None:
+def _show(name: str, size: int, figures: dict[str, dict[str, float]]) -> None:
     cells = "  ".join(f"{op} {figures[op]['p50']:.2f}/{figures[op]['p99']:.2f}" for op in (*TIMED, "first_lease"))
-    print(f"{name:<9} {size:>10,}  {cells}  (ms, p50/p99; loaded in {loaded:.0f} s)", flush=True)
+    print(f"{name:<9} {size:>10,}  {cells}  (ms, p50/p99)", flush=True)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -262,6 +262,7 @@ def _engine(address: URL, size: int, isolation: str) -> AsyncEngine:
         "enable_seqscan": "off",
         "random_page_cost": "1.1",
         "jit": "off",  # the queries are short, and so is what the driver asks of the catalogue
+        "max_parallel_workers_per_gather": "0",  # to start a worker takes longer than any of the queries
     }
     return create_async_engine(
         address,

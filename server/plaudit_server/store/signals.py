@@ -6,7 +6,7 @@ keep the rest apart. So a lease costs what the unspent signals cost, however man
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, Select, and_, case, exists, func, or_, select, union, update
+from sqlalchemy import CTE, ColumnElement, CompoundSelect, Select, and_, case, exists, func, or_, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -44,24 +44,35 @@ async def passed_over(conn: AsyncConnection) -> dict[str, int]:
     Of the newest few thousand votes and comparisons: a service that may learn from nothing would else count everything
     that was ever said each time.
     """
-    teaches = _said(_vote.trainable.is_(True))
+    new = _new_answers().c
+    teaches = _said(new.id, _vote.trainable.is_(True))
     late = _said(
+        new.id,
         _vote.trainable.is_(False),
         _vote.retracted.is_(False),
         or_(_vote.value.is_not(None), _vote.correction.is_not(None)),
     )
-    said = or_(teaches, *(exists().where(side == _answer.id, _pair.trainable.is_(True)) for side in _SIDES))
+    said = or_(teaches, *(exists().where(side == new.id, _pair.trainable.is_(True)) for side in _SIDES))
     reason = case(
-        (and_(said, _answer.train_consent.is_(False)), "no_consent"),
-        (and_(said, _answer.status != "complete"), "not_complete"),
-        (or_(teaches, _answer.id.in_(_signalled())), None),
+        (and_(said, new.train_consent.is_(False)), "no_consent"),
+        (and_(said, new.status != "complete"), "not_complete"),
+        (or_(teaches, new.id.in_(_signalled())), None),
         (late, "too_old"),
-        (_said(_vote.retracted.is_(True)), "retracted"),
+        (_said(new.id, _vote.retracted.is_(True)), "retracted"),
         else_=None,
     ).label("reason")
-    over = select(reason).where(_answer.id.in_(_recent()), _unused()).subquery()
+    over = select(reason).subquery()
     counted = select(over.c.reason, func.count()).where(over.c.reason.is_not(None)).group_by(over.c.reason)
     return {row[0]: row[1] for row in await conn.execute(counted)}
+
+
+def _new_answers() -> CTE:
+    """Answers of which something was said since the last lease, and that no batch has.
+
+    Found before anything is asked of them: PostgreSQL would else ask it of every answer there is.
+    """
+    query = select(_answer.id, _answer.train_consent, _answer.status).where(_answer.id.in_(_recent()), _unused())
+    return query.cte("new_answers").prefix_with("MATERIALIZED")
 
 
 def _recent() -> CompoundSelect[Any]:
@@ -95,9 +106,9 @@ def _unused() -> ColumnElement[bool]:
     return and_(_answer.consumed_by.is_(None), ~claimed)
 
 
-def _said(*what: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a piece of feedback of some kind stands on the answer."""
-    return exists().where(_vote.response_id == _answer.id, *what)
+def _said(response_id: ColumnElement[Any], *what: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a piece of feedback of some kind stands on an answer."""
+    return exists().where(_vote.response_id == response_id, *what)
 
 
 def _no_lesson(response_id: ColumnElement[Any]) -> ColumnElement[bool]:
