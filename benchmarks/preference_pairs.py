@@ -29,8 +29,8 @@ _WHERE = (
 )
 
 
-class DataMissing(Exception):
-    """The data that a benchmark needs is not there; the message says where it is to be had."""
+class Missing(Exception):
+    """What a benchmark needs is not there; the message says where it is to be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ def load_pairs(data: Path | None) -> list[HumanPair]:
     """All pairs whose dialogues part at the last answer.
 
     Raises:
-        DataMissing: there is no such file.
+        Missing: there is no such file.
     """
     folder = data or Path(os.environ.get("PLAUDIT_BENCH_DATA", "."))
     file = folder / "preferences" / "hh_harmless.jsonl"
     if not file.is_file():
-        raise DataMissing(f"there is no {file}: {_WHERE}")
+        raise Missing(f"there is no {file}: {_WHERE}")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     pairs = []
     for row in rows:

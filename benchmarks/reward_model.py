@@ -8,6 +8,7 @@ bag-of-words Bradley–Terry, tuned by an inner cross-validation on the same fol
 features in the same way. Simulated thumbs: tastes on the base model's answers to benchmarks/prompts.txt, some votes
 turned round; judged by the true taste on answers to prompts that nobody voted on.
 
+The bag of words takes scikit-learn, which nothing else here needs: pip install scikit-learn.
 What the model makes of texts is kept in the work folder, so that a second run takes seconds.
 """
 
@@ -25,9 +26,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sklearn.feature_extraction.text import HashingVectorizer
 
-from benchmarks.preference_pairs import LAYERS, DataMissing, HumanPair, Read, exchanges, folds, load_pairs, read
+from benchmarks.preference_pairs import LAYERS, HumanPair, Missing, Read, exchanges, folds, load_pairs, read
 from benchmarks.report import machine, write_result
 from benchmarks.tastes import ALL_TASTES, Answer
 from plaudit_trainer import reward_model
@@ -126,6 +126,10 @@ def coordinates(difference: Any) -> torch.Tensor:
 
 def bag_of_words(pairs: Sequence[HumanPair]) -> dict[str, torch.Tensor]:
     """Differences of hashed counts of words, and of words and their pairs, of the answers alone; rows of length ~1."""
+    try:
+        from sklearn.feature_extraction.text import HashingVectorizer
+    except ImportError as error:
+        raise Missing("the bag of words takes scikit-learn: pip install scikit-learn") from error
     variants = {}
     for name, ngrams, binary in (("words", (1, 1), True), ("words and pairs", (1, 2), True), ("counts", (1, 2), False)):
         hashing = HashingVectorizer(
@@ -369,7 +373,7 @@ def main() -> int:
     try:
         if args.part in ("all", "human"):
             figures |= human(args)
-    except DataMissing as error:
+    except Missing as error:
         sys.stderr.write(f"reward_model: {error}\n")
         return 2
     if args.part in ("all", "thumbs"):

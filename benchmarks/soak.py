@@ -36,7 +36,7 @@ import psutil
 
 from benchmarks.load import ask, chat_body, open_client, questions
 from benchmarks.report import machine, write_result
-from benchmarks.services import PROBE_PROMPTS, PROBE_TOKENS, Operator, gateway, make_versions
+from benchmarks.services import PROBE_TOKENS, Operator, gateway, make_versions
 from plaudit_server.engine.bundled import ensure_model
 from plaudit_server.engine.replica import ReplicaClient
 from plaudit_server.engine.swap import held_numbers
@@ -44,6 +44,7 @@ from plaudit_server.settings import Settings
 from tests.support.stack import Stack
 
 VERSIONS = 5
+PROBE_PROMPTS = 8
 VICTIMS = ("engine", "server")
 SPARE_FILES = 24
 """Connections that pools may keep open."""

@@ -38,6 +38,7 @@ class Reference:
         self.linears = {
             name: module for name, module in self.model.named_modules() if name.rpartition(".")[2] in TARGETS
         }
+        self._of_base: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
 
     @contextmanager
     def merged(self, adapter: Adapter | None) -> Iterator[Any]:
@@ -56,7 +57,14 @@ class Reference:
                     self.linears[name].weight.copy_(weight)
 
     def logprobs(self, sequences: Sequence[TokenSequence], adapter: Adapter | None) -> list[list[float]]:
-        """Log-probability of each response token, float32."""
+        """Log-probability of each response token, float32. What base says of a sequence is computed once."""
+        if adapter is None:
+            new = [s for s in sequences if _key(s) not in self._of_base]
+            self._of_base |= {_key(s): found for s, found in zip(new, self._compute(new, None), strict=True)}
+            return [self._of_base[_key(s)] for s in sequences]
+        return self._compute(sequences, adapter)
+
+    def _compute(self, sequences: Sequence[TokenSequence], adapter: Adapter | None) -> list[list[float]]:
         with self.merged(adapter) as model, torch.no_grad():
             return [_response_logprobs(model, s).tolist() for s in sequences]
 
@@ -86,6 +94,10 @@ class Reference:
             adapter[f"{name}.A"] = a.bfloat16()
             adapter[f"{name}.B"] = torch.zeros(linear.out_features, RANK, dtype=torch.bfloat16)
         return adapter
+
+
+def _key(sequence: TokenSequence) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(sequence.prompt_ids), tuple(sequence.response_ids)
 
 
 def _response_logprobs(model: Any, sequence: TokenSequence) -> torch.Tensor:
@@ -144,8 +156,8 @@ def _logprobs_before(
     """The parent's, from its own probe where that has the same sequences: half of a publication's arithmetic."""
     if parent is None:
         return reference.logprobs(sequences, None)
-    known = {(tuple(s.prompt_ids), tuple(s.response_ids)): s.new_logprobs for s in parent.probe.sequences}
-    wanted = [(tuple(s.prompt_ids), tuple(s.response_ids)) for s in sequences]
+    known = {_key(s): s.new_logprobs for s in parent.probe.sequences}
+    wanted = [_key(s) for s in sequences]
     if all(key in known for key in wanted):
         return [known[key] for key in wanted]
     return reference.logprobs(sequences, parent.adapter)
