@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.pages.conftest import Site
 from tests.pages.looks import SHOTS, shoot, violations
@@ -278,6 +278,28 @@ def test_answers_are_narrowed_paged_and_exported(console: Page, loop: Loop) -> N
     expect(console.get_by_role("status")).to_have_text("26 rows exported.")
     rows.nth(1).get_by_role("button", name="Its votes").click()
     expect(console.get_by_role("region", name="Votes and words").last.get_by_role("row")).to_have_count(2)
+
+
+def test_news_do_not_undo_a_wish_for_more(console: Page, loop: Loop) -> None:
+    loop.rate([True] * 25, user="many")
+    go(console, "Answers and votes")
+    rows = rows_of(console, "Answers")
+    expect(rows).to_have_count(20)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    console.route(re.compile(r"/chat/completions\?.*after="), hold)
+    console.get_by_role("button", name="Show more").click()
+    loop.ask("Asked while more was on its way.", user="ada")
+    newer = console.get_by_role("button", name="Newer ones came: show them")
+    expect(newer).to_be_visible()
+    (more,) = held
+    more.continue_()
+    expect(rows).to_have_count(25)
+    newer.click()
+    expect(rows.first).to_contain_text("Asked while more was on its way.")
 
 
 def test_votes_are_narrowed_by_thumb(console: Page, loop: Loop) -> None:

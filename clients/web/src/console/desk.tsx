@@ -64,7 +64,7 @@ export interface Listed<T> {
   more: (() => void) | null;
 }
 
-/** A list of the API, page by page. When `mark` moves, the first page is asked for again unless more is shown. */
+/** A list of the API, page by page. When `mark` moves, the first page is asked for again unless more is shown or on its way. */
 export function useList<T>(path: string | null, mark?: unknown): Listed<T> {
   const { api, t } = useDesk();
   const [items, setItems] = useState<T[] | null>(null);
@@ -73,8 +73,11 @@ export function useList<T>(path: string | null, mark?: unknown): Listed<T> {
   const [isStale, setStale] = useState(false);
   const [problem, setProblem] = useState("");
   const asked = useRef(0);
+  const underway = useRef<"first" | "more" | null>(null);
   const load = async (after: string | null): Promise<void> => {
     if (path === null) return;
+    if (after && underway.current === "first") setStale(true); // what was new would have come with it
+    underway.current = after ? "more" : "first";
     const turn = ++asked.current;
     try {
       const page = await api.get<Page<T>>(after ? further(path, { after }) : path);
@@ -86,6 +89,8 @@ export function useList<T>(path: string | null, mark?: unknown): Listed<T> {
       setProblem("");
     } catch (error) {
       if (turn === asked.current) setProblem(wordsOf(error, t));
+    } finally {
+      if (turn === asked.current) underway.current = null;
     }
   };
   useEffect(() => {
@@ -95,7 +100,7 @@ export function useList<T>(path: string | null, mark?: unknown): Listed<T> {
   const isNew = useRef(true);
   useEffect(() => {
     if (isNew.current) return void (isNew.current = false); // the first page is on its way already
-    if (pages > 1) setStale(true);
+    if (pages > 1 || underway.current === "more") setStale(true); // whoever asked for more gets it
     else void load(null);
   }, [mark]);
   return { items, problem, isStale, again: () => void load(null), more: next ? () => void load(next) : null };
