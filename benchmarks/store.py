@@ -87,8 +87,9 @@ class History:
         row = {name: getattr(made, name) for name in type(made).__slots__}
         row["created_at"] = row.pop("created_at_ms")
         if self.rng.random() < 1 / 3:
-            votes.append(_vote_row(made.id, user, self.version, self.rng))
-            if consent and status == "complete":
+            teaches = consent and status == "complete"
+            votes.append(_vote_row(made.id, user, self.version, self.rng) | {"spent": not teaches})
+            if teaches:
                 self.voted.append(made.id)
         if not consent and len(self.refused) < 2000:
             self.refused.append(made.id)

@@ -107,6 +107,15 @@ async def test_what_may_not_be_learnt_from_is_passed_over_and_counted(db: Databa
     assert batch.dropped == {"no_consent": 2, "not_complete": 1, "too_old": 1, "retracted": 1}
 
 
+@pytest.mark.parametrize("never", [{"train_consent": False}, {"status": "aborted"}])
+async def test_a_vote_that_can_teach_nothing_leaves_no_work_to_a_lease(db: Database, never: dict[str, Any]) -> None:
+    (answer,) = await store_answers(db, 1, **never)
+    await vote(db, answer)
+    live = select(t.feedback.c.id).where(t.feedback.c.spent.is_(False))
+    assert (await db.read(lambda conn: conn.execute(live))).all() == []
+    assert (await take(db)).dropped == {"no_consent" if "train_consent" in never else "not_complete": 1}
+
+
 async def test_too_little_data_is_said_in_words_and_leases_nothing(db: Database) -> None:
     await store_voted(db, 3)
     await store_voted(db, 1, train_consent=False)

@@ -30,7 +30,11 @@ _SIGNS: dict[Sign, ColumnElement[bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a vote needs to know of the answer. All None while it is not written."""
+    """What a vote needs to know of the answer. The version is None while it is not written.
+
+    `spent`: it was learnt from, or never can be. A vote that comes before its answer is looked at by the next lease
+    (`signals.retire`); any other is marked here, so that a service without a trainer leaves no lease years of work.
+    """
 
     version: str | None
     created_at_ms: int | None
@@ -163,11 +167,12 @@ async def _live(conn: AsyncConnection, new: NewFeedback) -> Row[Any] | None:
 
 async def _answer(conn: AsyncConnection, response_id: str) -> _Answer:
     row = t.interactions.c
-    query = select(row.version, row.created_at, row.consumed_by).where(row.id == response_id)
-    found = (await conn.execute(query)).one_or_none()
+    query = select(row.version, row.created_at, row.consumed_by, row.train_consent, row.status)
+    found = (await conn.execute(query.where(row.id == response_id))).one_or_none()
     if found is None:
         return _Answer(None, minted_at_ms(response_id), spent=False)
-    return _Answer(found.version, found.created_at, spent=found.consumed_by is not None)
+    hopeless = not found.train_consent or found.status != "complete"
+    return _Answer(found.version, found.created_at, spent=hopeless or found.consumed_by is not None)
 
 
 async def _archive(conn: AsyncConnection, live: Row[Any]) -> None:

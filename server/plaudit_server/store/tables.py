@@ -111,7 +111,8 @@ tombstones = Table(
 )
 
 # No foreign key to the answer: a vote may come before the answer's row. `end_user` is '' for nobody in particular,
-# because NULLs would escape the uniqueness. `spent`: the answer was consumed, so the vote counts but teaches no more.
+# because NULLs would escape the uniqueness. `spent`: the answer was consumed, or can never be learnt from, so the vote
+# counts but teaches nothing more.
 feedback = Table(
     "feedback",
     metadata,
