@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from plaudit.wire.training import FailRequest, RunCreate, RunUpdate
 from plaudit.wire.versions import GateCheck, GateReport, VersionCreate
@@ -11,6 +12,7 @@ from plaudit_server import views
 from plaudit_server.domain.records import AliasRow, RunRow, VersionRow
 from plaudit_server.errors import Conflict, NotFound, PlauditError, PreconditionFailed
 from plaudit_server.store import aliases, audit, interactions, leases, runs, versions
+from plaudit_server.store import tables as t
 from plaudit_server.store.database import Database
 from tests.support.store_rows import (
     NOW,
@@ -288,6 +290,18 @@ async def test_lineage_counts_what_all_ancestors_learned_from(db: Database) -> N
     assert (base.parents, base.batches, base.erased_sources) == ([], [], 0)
     with pytest.raises(NotFound):
         await db.read(lambda conn: versions.lineage(conn, "v99"))
+
+
+async def test_a_line_may_be_longer_than_a_statement_has_parameters(db: Database) -> None:
+    length = 33_000  # PostgreSQL takes 32,767
+    row = {"kind": "adapter", "state": "retired", "records": 1, "created_at": NOW, "metrics": {}, "tainted": False}
+    line = [{**row, "name": f"v{n}", "number": n, "parent": f"v{n - 1}" if n > 1 else "base"} for n in range(1, length)]
+    await db.write(lambda conn: conn.execute(insert(t.versions), line))
+    found = await db.read(lambda conn: versions.lineage(conn, f"v{length - 1}"))
+    assert found.parents == ["base" if n == 0 else f"v{n}" for n in range(length - 2, -1, -1)]
+    marked = await db.write(lambda conn: versions.taint(conn, ["v2"]))
+    assert marked == [f"v{n}" for n in range(2, length)]
+    assert (await _get(db, f"v{length - 1}")).tainted
 
 
 async def test_taint_reaches_descendants_and_keeps_them_from_serving(db: Database) -> None:

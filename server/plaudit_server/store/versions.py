@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import CTE, ColumnElement, Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from plaudit.wire.training import RunState
@@ -41,7 +41,7 @@ async def register(conn: AsyncConnection, request: VersionCreate, *, now_ms: int
     await leases.check_held(conn, run.batch_id, run.worker, now_ms=now_ms)
     await conn.execute(insert(t.versions).values(_to_row(request, now_ms)))
     records = await leases.consume(conn, request.batch_ids, request.name, now_ms=now_ms)
-    tainted = await _erased_sources(conn, [request.name]) > 0
+    tainted = await _erased_sources(conn, t.batches.c.version == request.name) > 0
     await conn.execute(update(t.versions).where(_version.name == request.name).values(records=records, tainted=tainted))
     state: RunState = "published" if request.outcome == "candidate" else "rejected"
     await runs.finish(conn, run.id, state, request.reason, now_ms=now_ms)
@@ -101,32 +101,40 @@ async def states(conn: AsyncConnection) -> dict[str, VersionState]:
 
 async def lineage(conn: AsyncConnection, name: str) -> LineageData:
     """Ancestors, nearest first, and the batches that they and the version learned from. Raises NotFound."""
-    parent_of = await _parents(conn)
-    if name not in parent_of:
+    line = _line(name).c
+    chain = (await conn.execute(select(line.name).order_by(line.number.desc()))).scalars().all()
+    if not chain:
         raise NotFound(f"There is no version {name}.", code="version_not_found")
-    chain = [name]
-    while (parent := parent_of[chain[-1]]) is not None:
-        chain.append(parent)
-    learned = t.batches.c.version.in_(chain)
+    learned = t.batches.c.version.in_(select(_line(name).c.name))
     batches = await conn.execute(select(t.batches).where(learned).order_by(t.batches.c.id))
-    return LineageData(name, chain[1:], [leases.from_row(row) for row in batches], await _erased_sources(conn, chain))
+    read = [leases.from_row(row) for row in batches]
+    return LineageData(name, list(chain[1:]), read, await _erased_sources(conn, learned))
 
 
 async def taint(conn: AsyncConnection, names: Sequence[str]) -> list[str]:
     """Mark versions and all their descendants as having learned from something erased; the names newly marked."""
-    parent_of = await _parents(conn)
-    tainted = set(names) & set(parent_of)
-    for child in sorted(parent_of, key=version_number):  # parents have lower numbers than their children
-        if parent_of[child] in tainted:
-            tainted.add(child)
-    marked = select(_version.name).where(_version.name.in_(tainted), _version.tainted.is_(False))
-    fresh = sorted((await conn.execute(marked)).scalars(), key=version_number)
-    await conn.execute(update(t.versions).where(_version.name.in_(fresh)).values(tainted=True))
+    tainted, fresh = set(names), []
+    lines = select(_version.name, _version.parent, _version.tainted)
+    for row in await conn.execute(lines.order_by(_version.number)):  # parents have lower numbers than their children
+        if row.name in tainted or row.parent in tainted:
+            tainted.add(row.name)
+            if not row.tainted:
+                fresh.append(row.name)
+    if fresh:
+        mark = update(t.versions).where(_version.name == bindparam("marked")).values(tainted=True)
+        await conn.execute(mark, [{"marked": name} for name in fresh])
     return fresh
 
 
-async def _erased_sources(conn: AsyncConnection, names: Sequence[str]) -> int:
-    """How many answers that these versions learned from were erased since, or while they were being trained.
+def _line(name: str) -> CTE:
+    """A version and its ancestors, found by the database: a line may be longer than a statement has parameters."""
+    columns = _version.name, _version.number, _version.parent
+    line = select(*columns).where(_version.name == name).cte("line", recursive=True)
+    return line.union_all(select(*columns).join(line, _version.name == line.c.parent))
+
+
+async def _erased_sources(conn: AsyncConnection, learned: ColumnElement[bool]) -> int:
+    """How many answers of these batches were erased since a version learned from them, or during its training.
 
     From the erased, which are few, to the batches: what was ever learned from is much.
     """
@@ -135,13 +143,9 @@ async def _erased_sources(conn: AsyncConnection, names: Sequence[str]) -> int:
         select(func.count())
         .select_from(t.consumptions)
         .join(t.batches, t.batches.c.id == t.consumptions.c.batch_id)
-        .where(t.consumptions.c.item_id.in_(erased), t.batches.c.version.in_(names))
+        .where(t.consumptions.c.item_id.in_(erased), learned)
     )
     return int((await conn.execute(query)).scalar_one())
-
-
-async def _parents(conn: AsyncConnection) -> dict[str, str | None]:
-    return {row.name: row.parent for row in await conn.execute(select(_version.name, _version.parent))}
 
 
 def _check_same(known: Row[Any], request: VersionCreate) -> None:
