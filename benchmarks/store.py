@@ -27,6 +27,7 @@ from sqlalchemy import Table, insert, text, update
 
 from benchmarks.report import machine, write_result
 from plaudit.wire.training import FailRequest, LeaseRequest
+from plaudit_server import leasing
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.domain.records import NewFeedback
@@ -216,7 +217,7 @@ async def _lease(database: Database, worker: str) -> float:
     """Milliseconds of one lease; the batch is given back."""
     request = LeaseRequest(worker=worker, min_records=64, max_records=BATCH, lease_seconds=600)
     began = time.perf_counter()
-    batch = await database.write(lambda conn: leases.lease(conn, request, now_ms=now_ms()))
+    batch = await leasing.take(database, request, now_ms=now_ms())
     took = (time.perf_counter() - began) * 1000
     assert batch.id is not None, batch.reason
     assert len(batch.records) == BATCH

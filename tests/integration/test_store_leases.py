@@ -9,8 +9,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from plaudit.wire.training import AckRequest, FailRequest, HeartbeatRequest
-from plaudit_server import views
+from plaudit.wire.training import AckRequest, FailRequest, HeartbeatRequest, LeaseRequest
+from plaudit_server import leasing, views
 from plaudit_server.domain.ids import new_id
 from plaudit_server.domain.moments import DAY_MS, to_moment
 from plaudit_server.domain.privacy import PlainCipher, SealedText
@@ -425,6 +425,37 @@ async def test_parallel_leases_never_overlap(db: Database) -> None:
     assert sorted(taken) == sorted(ids)
     assert len(set(taken)) == 40
     assert sorted(len(batch.records) for batch in batches) == [0, 0, 0, 4, 6, 6, 6, 6, 6, 6]
+
+
+async def test_what_was_taken_since_it_was_found_is_looked_for_again(db: Database) -> None:
+    ids = await store_voted(db, 3)
+    request = LeaseRequest(worker="w2", min_records=1, max_records=3)
+    found = await db.read(lambda conn: leases.survey(conn, 3))
+    assert list(found.oldest) == ids
+    await take(db, max_records=1)
+    assert await db.write(lambda conn: leases.lease(conn, request, found, now_ms=NOW)) is None
+    assert _ids(await leasing.take(db, request, now_ms=NOW)) == ids[1:]
+    found = await db.read(lambda conn: leases.survey(conn, 3))
+    assert (found.available, list(found.oldest)) == (0, [])
+
+
+async def test_nothing_is_held_up_while_a_lease_looks_for_records(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (answer,) = await store_voted(db, 1)
+    looking, look, survey = asyncio.Event(), asyncio.Event(), leases.survey
+
+    async def slow(conn: AsyncConnection, max_records: int) -> leases.Survey:
+        looking.set()
+        await look.wait()
+        return await survey(conn, max_records)
+
+    monkeypatch.setattr(leases, "survey", slow)
+    leased = asyncio.create_task(take(db))
+    await looking.wait()
+    await asyncio.wait_for(vote(db, answer, end_user="eu_2"), timeout=5)
+    look.set()
+    assert len((await leased).records) == 1
 
 
 async def test_one_worker_asking_in_parallel_gets_one_batch(db: Database) -> None:

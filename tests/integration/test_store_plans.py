@@ -10,6 +10,7 @@ from sqlalchemy import event, insert, text
 from sqlalchemy.engine import Engine
 
 from plaudit.wire.training import AckRequest, LeaseRequest
+from plaudit_server import leasing
 from plaudit_server.domain.records import StoredEvent
 from plaudit_server.store import events, interactions, leases, versions
 from plaudit_server.store import tables as t
@@ -103,7 +104,7 @@ async def test_a_lease_reads_what_is_live_and_not_what_was_learnt(
 ) -> None:
     async with open_store(tmp_path) as database:
         await store_voted(database, 1)
-        old = await database.write(lambda conn: leases.lease(conn, _OLD, now_ms=NOW - 10**6))
+        old = await leasing.take(database, _OLD, now_ms=NOW - 10**6)
         done = AckRequest(worker=_OLD.worker)
         await database.write(lambda conn: leases.ack(conn, old.id or "", done, now_ms=NOW - 10**6))
         await _learn_long_ago(database, 3000)

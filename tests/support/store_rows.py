@@ -8,11 +8,12 @@ from typing import Any
 
 from plaudit.wire.training import LeaseRequest, RunCreate
 from plaudit.wire.versions import GateCheck, GateReport, ProofReport, VersionCreate
+from plaudit_server import leasing
 from plaudit_server.domain.ids import new_completion_id, new_id
 from plaudit_server.domain.moments import DAY_MS, to_moment
 from plaudit_server.domain.privacy import Exchange, NoRedaction, PlainCipher, SealedText, seal
 from plaudit_server.domain.records import BatchData, Interaction, NewFeedback, RunRow, StoredComparison, StoredFeedback
-from plaudit_server.store import comparisons, feedback, interactions, leases, runs, versions
+from plaudit_server.store import comparisons, feedback, interactions, runs, versions
 from plaudit_server.store.database import Database
 from tests.support.databases import current
 
@@ -131,7 +132,7 @@ async def compare(database: Database, chosen: str | None, rejected: str | None, 
 async def take(database: Database, worker: str = "w1", *, at: int = NOW, **changes: Any) -> BatchData:
     """Lease; one record is enough unless told otherwise."""
     request = LeaseRequest(**{"worker": worker, "min_records": 1, "lease_seconds": 60, **changes})
-    return await database.write(lambda conn: leases.lease(conn, request, now_ms=at))
+    return await leasing.take(database, request, now_ms=at)
 
 
 async def begin_run(database: Database, batch: BatchData, worker: str = "w1", *, at: int = NOW) -> RunRow:

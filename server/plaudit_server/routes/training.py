@@ -22,7 +22,7 @@ from plaudit.wire.training import (
     ScoreRequest,
     ScoreResponse,
 )
-from plaudit_server import views
+from plaudit_server import leasing, views
 from plaudit_server.domain.moments import now_ms
 from plaudit_server.errors import Unprocessable
 from plaudit_server.routes.shared import After, Limit, S, Trainer, Viewer, errors, guarded_router, page
@@ -35,7 +35,7 @@ router = guarded_router("training")
 async def lease(given: LeaseRequest, services: S, principal: Trainer) -> Batch:
     """Records with tokens, log-probabilities and votes; or `insufficient_data` with what is missing."""
     services.trainer_seen_ms = now_ms()
-    data = await services.database.write(lambda conn: leases.lease(conn, given, now_ms=now_ms()))
+    data = await leasing.take(services.database, given, now_ms=now_ms())
     services.telemetry.leases.labels(data.state).inc()
     return views.batch(data, services.cipher)
 

@@ -26,24 +26,75 @@ _vote = t.feedback.c
 _pair = t.comparisons.c
 _event = t.events.c
 
+_IDS_AT_ONCE = 10_000
+"""Of a statement: PostgreSQL takes 32,767 parameters."""
 
-async def lease(conn: AsyncConnection, request: LeaseRequest, *, now_ms: int) -> BatchData:
-    """Lease the oldest records that can be learnt from; or the same batch again to a worker that still holds one."""
-    await _expire(conn, now_ms)
-    await signals.retire(conn)
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What could be leased at some moment.
+
+    Finding it takes as long as much waits, and is done beside the writers (`Database.read`). A lease then takes what
+    was found, which is short.
+
+    Args:
+        available: records that wait.
+        dropped: what was passed over, each under one reason.
+        oldest: ids of the oldest that wait, as many as were asked for at most.
+        hopeless: what no survey need look at again.
+    """
+
+    available: int
+    dropped: dict[str, int]
+    oldest: Sequence[str]
+    hopeless: signals.Hopeless
+
+
+async def lapsed(conn: AsyncConnection, now_ms: int) -> list[str]:
+    """Batches that are held by workers that went away."""
+    batch = t.batches.c
+    query = select(batch.id).where(batch.state == "leased", batch.lease_expires_at <= now_ms)
+    return list((await conn.execute(query)).scalars())
+
+
+async def expire(conn: AsyncConnection, now_ms: int) -> None:
+    """Free what is held by workers that went away."""
+    for batch_id in await lapsed(conn, now_ms):
+        reason = "the worker let the lease expire"
+        await _give_back(conn, batch_id, _Ending("expired", reason))
+        await _end_runs(conn, batch_id, reason, now_ms)
+
+
+async def survey(conn: AsyncConnection, max_records: int) -> Survey:
+    """Look for the oldest records that can be learnt from."""
+    oldest = signals.eligible().order_by(_answer.created_at, _answer.id).limit(max_records)
+    return Survey(
+        available=await waiting(conn),
+        dropped=await signals.passed_over(conn),
+        oldest=(await conn.execute(oldest)).scalars().all(),
+        hopeless=await signals.hopeless(conn),
+    )
+
+
+async def lease(conn: AsyncConnection, request: LeaseRequest, found: Survey, *, now_ms: int) -> BatchData | None:
+    """Lease what was found; or the same batch again to a worker that still holds one.
+
+    None where some of it was taken or erased since: look again.
+    """
+    await signals.retire(conn, found.hopeless)
     until_ms = now_ms + _ms(request.lease_seconds)
     held = (await conn.execute(select(t.batches).where(t.batches.c.held_by == request.worker))).one_or_none()
     if held is not None:
         await conn.execute(update(t.batches).where(t.batches.c.id == held.id).values(lease_expires_at=until_ms))
-        available = await waiting(conn) + held.records
-        return await _load(conn, held.id, request, resumed=True, available=available)
-    available, dropped = await waiting(conn), await signals.passed_over(conn)
-    if available < request.min_records:
-        return _insufficient(available, request.min_records, dropped)
+        return await _load(conn, held.id, request, resumed=True, available=found.available + held.records)
+    if found.available < request.min_records:
+        return _insufficient(found.available, request.min_records, found.dropped)
+    if await _count_free(conn, found.oldest) < len(found.oldest):
+        return None
     batch_id = new_id("batch_")
-    await conn.execute(insert(t.batches).values(_new_batch(batch_id, request.worker, now_ms, until_ms, dropped)))
-    await _claim(conn, batch_id, request.max_records)
-    return await _load(conn, batch_id, request, resumed=False, available=available)
+    await conn.execute(insert(t.batches).values(_new_batch(batch_id, request.worker, now_ms, until_ms, found.dropped)))
+    await _claim(conn, batch_id, found.oldest)
+    return await _load(conn, batch_id, request, resumed=False, available=found.available)
 
 
 async def _load(
@@ -60,7 +111,7 @@ async def open_empty(conn: AsyncConnection, worker: str, lease_seconds: float, *
     Raises:
         Conflict: the worker holds a batch already (code `holds_batch`).
     """
-    await _expire(conn, now_ms)
+    await expire(conn, now_ms)
     if (await conn.execute(select(t.batches.c.id).where(t.batches.c.held_by == worker))).first() is not None:
         raise Conflict(f"{worker} holds a batch: begin its run, or give it back.", code="holds_batch")
     batch_id, until_ms = new_id("batch_"), now_ms + _ms(lease_seconds)
@@ -180,12 +231,14 @@ def _new_batch(batch_id: str, worker: str, now_ms: int, until_ms: int, dropped: 
     return {**holder, **counts, "created_at": now_ms, "lease_expires_at": until_ms}
 
 
-async def _claim(conn: AsyncConnection, batch_id: str, max_records: int) -> None:
-    mine = literal(batch_id, t.ID)
-    oldest = signals.eligible().add_columns(mine).order_by(_answer.created_at, _answer.id).limit(max_records)
-    await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], oldest))
-    records = await _count(conn, t.claims, t.claims.c.batch_id == batch_id)
-    held = items(batch_id)
+async def _count_free(conn: AsyncConnection, ids: Sequence[str]) -> int:
+    parts = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
+    return sum([await _count(conn, t.interactions, and_(_answer.id.in_(part), signals.free())) for part in parts])
+
+
+async def _claim(conn: AsyncConnection, batch_id: str, answers: Sequence[str]) -> None:
+    await conn.execute(insert(t.claims), [{"item_id": answer, "batch_id": batch_id} for answer in answers])
+    held, mine = items(batch_id), literal(batch_id, t.ID)
     both = aliased(t.interactions), aliased(t.interactions)
     pairs = select(_pair.id, mine).select_from(t.comparisons)
     for side, name in zip(both, ("chosen_id", "rejected_id"), strict=True):
@@ -198,7 +251,7 @@ async def _claim(conn: AsyncConnection, batch_id: str, max_records: int) -> None
     again = regenerations.usable(_event.id, mine).where(_event.id.not_in(select(t.claims.c.item_id)))
     again = again.where(or_(_event.response_id.in_(held), _event.new_response_id.in_(held)))
     await conn.execute(insert(t.claims).from_select(["item_id", "batch_id"], again))
-    await conn.execute(update(t.batches).where(t.batches.c.id == batch_id).values(records=records))
+    await conn.execute(update(t.batches).where(t.batches.c.id == batch_id).values(records=len(answers)))
 
 
 async def _use_up(conn: AsyncConnection, batch_id: str, ending: _Ending, now_ms: int) -> int:
@@ -240,15 +293,6 @@ async def _close(conn: AsyncConnection, batch_id: str, ending: _Ending, **counts
     await conn.execute(delete(t.claims).where(t.claims.c.batch_id == batch_id))
     values = {"state": ending.state, "reason": ending.reason, "version": ending.version, "held_by": None, **counts}
     await conn.execute(update(t.batches).where(t.batches.c.id == batch_id).values(values))
-
-
-async def _expire(conn: AsyncConnection, now_ms: int) -> None:
-    """Free what is held by workers that went away."""
-    lapsed = select(t.batches.c.id).where(t.batches.c.state == "leased", t.batches.c.lease_expires_at <= now_ms)
-    for batch_id in (await conn.execute(lapsed)).scalars().all():
-        reason = "the worker let the lease expire"
-        await _give_back(conn, batch_id, _Ending("expired", reason))
-        await _end_runs(conn, batch_id, reason, now_ms)
 
 
 async def _end_runs(conn: AsyncConnection, batch_id: str, reason: str, now_ms: int) -> None:

@@ -1,12 +1,29 @@
 """What answers have been said something about that can still be learnt from.
 
 The tables keep everything that was ever said; `spent` marks what can teach no more, and the indexes that begin with it
-keep the rest apart. So a lease costs what the unspent signals cost, however many answers lie behind them.
+keep the rest apart. So looking for what can be leased costs what the unspent signals cost, however many answers lie
+behind them.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, CompoundSelect, Select, and_, case, exists, func, or_, select, union, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    union,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -20,22 +37,48 @@ _SIDES = (_pair.chosen_id, _pair.rejected_id)
 
 _RECENT = 4096
 """Votes, and comparisons, looked at to say what is passed over."""
+_RETIRED_AT_ONCE = 1000
+"""Signals of a kind that one lease marks as spent. Most are marked as they come (`feedback.put`)."""
 
 
 def eligible() -> Select[Any]:
     """Ids of answers that can be leased now."""
-    learnable = (_answer.train_consent.is_(True), _answer.status == "complete")
-    return select(_answer.id).where(_answer.id.in_(_signalled()), *learnable, _unused())
+    return select(_answer.id).where(_answer.id.in_(_signalled()), free())
 
 
-async def retire(conn: AsyncConnection) -> None:
-    """Mark as spent what can never be learnt from, because of its answer: no lease need look at it again."""
-    for table, live, hopeless in (
-        (t.feedback, and_(_vote.spent.is_(False), _vote.trainable.is_(True)), _no_lesson(_vote.response_id)),
-        (t.comparisons, and_(_pair.spent.is_(False), _pair.trainable.is_(True)), _refused()),
-        (t.events, regenerations.live(), regenerations.hopeless()),
-    ):
-        await conn.execute(update(table).where(live, hopeless).values(spent=True))
+def free() -> ColumnElement[bool]:
+    """Whether an answer may be learnt from and nobody has it."""
+    return and_(_answer.train_consent.is_(True), _answer.status == "complete", _unused())
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Ids of live votes, comparisons and events that can never be learnt from, because of their answers."""
+
+    feedback: Sequence[str]
+    comparisons: Sequence[str]
+    events: Sequence[str]
+
+
+async def hopeless(conn: AsyncConnection) -> Hopeless:
+    """The first thousand of each."""
+    found = [
+        (await conn.execute(select(row.id).where(*live, never).limit(_RETIRED_AT_ONCE))).scalars().all()
+        for row, live, never in (
+            (_vote, (_vote.spent.is_(False), _vote.trainable.is_(True)), _no_lesson(_vote.response_id)),
+            (_pair, (_pair.spent.is_(False), _pair.trainable.is_(True)), _refused()),
+            (t.events.c, (regenerations.live(),), regenerations.hopeless()),
+        )
+    ]
+    return Hopeless(*found)
+
+
+async def retire(conn: AsyncConnection, found: Hopeless) -> None:
+    """Mark them as spent: no lease need look at them again."""
+    for table, ids in ((t.feedback, found.feedback), (t.comparisons, found.comparisons), (t.events, found.events)):
+        if ids:
+            mark = update(table).where(table.c.id == bindparam("marked")).values(spent=True)
+            await conn.execute(mark, [{"marked": one} for one in ids])
 
 
 async def passed_over(conn: AsyncConnection) -> dict[str, int]:
