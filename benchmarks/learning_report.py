@@ -52,7 +52,10 @@ def report(cells: Cells, missing: list[str]) -> dict[str, Any]:
 
 
 def aims(nested: dict[str, Any]) -> dict[str, Any]:
-    """For tastes that base meets less than half of the time: is PPO's gain as wanted, is it first or near the first?"""
+    """For tastes that base meets less than half of the time: is PPO's gain as wanted, is it first or near the first?
+
+    The latter is None where nobody else was measured on as many votes.
+    """
     verdicts: dict[str, Any] = {}
     for taste, learners in nested.get("gain_points", {}).items():
         for votes, wanted in AIMS.items():
@@ -60,11 +63,13 @@ def aims(nested: dict[str, Any]) -> dict[str, Any]:
             if "ppo" not in gains or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
                 continue
             first = max(gains, key=lambda name: gains[name][0])
+            near = gains["ppo"][0] >= gains[first][1] if len(gains) > 1 else None
             verdicts[f"{taste}.{votes}"] = {
                 "wanted": wanted,
                 "met": gains["ppo"][0] >= wanted,
                 "first": first,
-                "ppo_first_or_within": gains["ppo"][0] >= gains[first][1],
+                "beside": sorted(gains.keys() - {"ppo"}),
+                "ppo_first_or_within": near,
             }
     return verdicts
 
@@ -91,12 +96,18 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, verdict in result["aims"].items():
         met = "met" if verdict["met"] else "not met"
-        place = "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {verdict['first']}"
-        console.print(f"{name}: aim +{verdict['wanted']:.0f} {met}; ppo {place}", highlight=False)
+        console.print(f"{name}: aim +{verdict['wanted']:.0f} {met}; {_place(verdict)}", highlight=False)
     if result["missing"]:
         console.print(f"missing {len(result['missing'])}: {', '.join(result['missing'])}", highlight=False)
     if result["settings"]["distinct"] > 1:
         console.print(f"beware: the cells were made with {result['settings']['distinct']} different settings")
+
+
+def _place(verdict: dict[str, Any]) -> str:
+    if verdict["ppo_first_or_within"] is None:
+        return "no other learner to compare ppo with"
+    where = "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {verdict['first']}"
+    return f"ppo {where}, beside {', '.join(verdict['beside'])}"
 
 
 _COLUMNS = [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import judging, learning_curve, learning_report, staleness
 from benchmarks.judging import Question, Seen
@@ -165,12 +166,30 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
     assert result["missing"] == ["number.ppo.1024.s0"]
     assert result["settings"]["distinct"] == 1
     verdict = result["aims"]["number.512"]
-    assert verdict == {"wanted": 30.0, "met": True, "first": "kto", "ppo_first_or_within": False}
+    assert verdict == {
+        "wanted": 30.0,
+        "met": True,
+        "first": "kto",
+        "beside": ["kto"],
+        "ppo_first_or_within": False,
+    }
 
 
 def test_an_aim_that_is_missed_is_said_to_be() -> None:
     cells = {("number", "ppo", 512): [cell("number", "ppo", 0, 512, 4)]}
     assert learning_report.report(cells, [])["aims"]["number.512"]["met"] is False
+
+
+def test_nobody_is_first_alone() -> None:
+    cells = {
+        ("number", "ppo", 512): [cell("number", "ppo", 0, 512, 6)],
+        ("number", "kto", 128): [cell("number", "kto", 0, 128, 5)],
+    }
+    result = learning_report.report(cells, [])
+    assert result["aims"]["number.512"]["ppo_first_or_within"] is None
+    console = Console(record=True, width=160)
+    learning_report.show(result, console)
+    assert "no other learner to compare ppo with" in console.export_text()
 
 
 def test_a_taste_that_base_already_meets_has_no_aim() -> None:
