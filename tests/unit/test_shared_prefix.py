@@ -5,6 +5,7 @@ import torch
 
 from plaudit_trainer import shared_prefix
 from plaudit_trainer.models import POLICY, Backbone, Encoded, Exchange
+from plaudit_trainer.rollouts import draw_unpublished
 from tests.support.tiny_models import END, stir, tiny_backbone, tiny_gpt2, tiny_llama
 
 TEMPLATE = tuple(5 + i % 40 for i in range(33))
@@ -85,6 +86,24 @@ def test_fewer_positions_are_computed() -> None:
         seen.clear()
         alone(backbone).states(encoded)
     assert once < sum(seen) / 2
+
+
+def test_answers_are_drawn_as_if_nothing_were_shared() -> None:
+    prompts = [e.prompt_ids for e in EXCHANGES]
+    drawn, positions = [], []
+    for backbone in (tiny_backbone(), alone(tiny_backbone())):
+        stir(backbone, POLICY)
+        seen: list[int] = []
+        backbone.layers()[-1].register_forward_pre_hook(
+            lambda _, args, kwargs, seen=seen: seen.append((args or (kwargs["hidden_states"],))[0].shape[:2].numel()),
+            with_kwargs=True,
+        )
+        drawn.append(draw_unpublished(backbone, prompts, max_new_tokens=6, temperature=1.0, seed=3))
+        positions.append(sum(seen))
+    for (shared, its), (plain, others) in zip(*drawn, strict=True):
+        assert shared == plain
+        close(torch.tensor(its), torch.tensor(others))
+    assert positions[0] < positions[1] - 2 * len(TEMPLATE)
 
 
 def test_who_cannot_share_does_not() -> None:

@@ -4,10 +4,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from plaudit_trainer.config import TrainerConfig
+from plaudit_trainer.precision import pick_device, pick_dtype
 
 
 class UnsupportedModel(Exception):
@@ -48,21 +48,6 @@ def with_layers(body: Any, part: slice) -> Any:
         twin.config.layer_types = body.config.layer_types[part]
     twin.config.num_hidden_layers = len(twin.layers)
     return twin
-
-
-def pick_device(config: TrainerConfig) -> torch.device:
-    """The configured device; auto takes a GPU where there is one."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def pick_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
-    """The configured precision; auto takes bfloat16 where the processor multiplies it natively."""
-    if config.precision != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
-    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def read_layers(depth: int) -> tuple[int, int]:

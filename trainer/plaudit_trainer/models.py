@@ -226,7 +226,7 @@ class Backbone:
     def _lower_layers(self, exchanges: Sequence[Exchange]) -> dict[int, Tensor]:
         """What leaves the layers that are read later, by their place: (B, T, D) each."""
         wanted = {0, self.middle, self.high, self.cut if self._upper is not None else 0}
-        shared = self._shared_prefix(exchanges)
+        shared = self.shared_prefix([e.prompt_ids for e in exchanges])
         if not shared:
             states = self._lower(input_ids=self._pad_ids(exchanges), use_cache=False, output_hidden_states=True)
             return {at: states.hidden_states[at] for at in wanted}
@@ -244,8 +244,9 @@ class Backbone:
             at: torch.cat([head.hidden_states[at].expand(rows, -1, -1), rest.hidden_states[at]], dim=1) for at in wanted
         }
 
-    def _shared_prefix(self, exchanges: Sequence[Exchange]) -> int:
-        return shared_prefix.length([e.prompt_ids for e in exchanges]) if self.shares_prefixes else 0
+    def shared_prefix(self, prompts: Sequence[tuple[int, ...]]) -> int:
+        """Tokens that all prompts of a pass begin with, where computing them once is possible and worthwhile."""
+        return shared_prefix.length(prompts) if self.shares_prefixes else 0
 
     def _encoded(self, exchange: Exchange, layers: Mapping[int, Tensor]) -> Encoded:
         start, end = len(exchange.prompt_ids), len(exchange)
@@ -267,7 +268,7 @@ class Backbone:
         Answers are padded on the right, so causal attention keeps the padding from being seen and positions count
         from the first token without further ado.
         """
-        shared = self._shared_prefix([e.exchange for e in batch])
+        shared = self.shared_prefix([e.exchange.prompt_ids for e in batch])
         if self._upper is None:
             hidden_BTD = self.model.base_model(input_ids=self._pad_ids([e.exchange for e in batch]), use_cache=False)[0]
         else:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit_trainer.architecture import UnsupportedModel, pick_device
+from plaudit_trainer.architecture import UnsupportedModel
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import Backbone, Exchange
+from plaudit_trainer.precision import pick_device
 from plaudit_trainer.relevance import RelevanceReader
 from plaudit_trainer.reward_model import Reader
 

@@ -8,6 +8,7 @@ import torch
 from plaudit.wire.base import JsonObject
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt
+from plaudit_trainer import shared_prefix
 from plaudit_trainer.batches import Trajectory
 from plaudit_trainer.learner import Sampler
 from plaudit_trainer.models import POLICY, Backbone, Exchange
@@ -72,8 +73,9 @@ def draw_unpublished(
 ) -> list[tuple[Exchange, list[float]]]:
     """`generate_unpublished`, each answer with its tokens' log-probabilities (nats) as they were when drawn.
 
-    Prompts of unlike length are padded on the left; the mask, from which Hugging Face derives position ids, is made
-    from lengths, since the padding token is often the end-of-text token.
+    What all prompts of a pass begin with is computed once. Prompts of unlike length are padded before what is their
+    own; the mask, from which Hugging Face derives position ids, is made from lengths, since the padding token is often
+    the end-of-text token.
     """
     ends = end_tokens(backbone.model)
     results: dict[int, tuple[Exchange, list[float]]] = {}
@@ -97,19 +99,10 @@ def draw_unpublished(
 def _generate(
     backbone: Backbone, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, temperature: float, ends: list[int]
 ) -> list[tuple[list[int], list[float]]]:
-    longest = max(map(len, prompts))
-    ids_BT = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts], device=backbone.device)
-    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=backbone.device)
-    begun, more = longest, dict[str, Any]()  # a causal model goes on from the prompt
-    if backbone.model.config.is_encoder_decoder:
-        begun, more = 1, encoder_decoder_arguments()  # a decoder beside an encoder begins with its own start token
-        # An encoder may count positions from the first place, padding or not: there padding stands behind.
-        ids_BT = torch.tensor([list(p) + [ends[0]] * (longest - len(p)) for p in prompts], device=backbone.device)
-        mask_BT = mask_BT.flip(1)
+    begun, inputs = _inputs(backbone, prompts, ends)
     draw = Draw(temperature)
     out_BT = backbone.model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
+        **inputs,
         do_sample=False,  # `draw` leaves one token to choose from
         logits_processor=[draw],
         temperature=None,
@@ -120,10 +113,30 @@ def _generate(
         eos_token_id=ends,
         pad_token_id=ends[0],
         synced_gpus=backbone.crew.sharded,
-        **more,
     )
     logprobs_BT = torch.stack(draw.logprobs, dim=1)
     return list(zip(out_BT[:, begun:].tolist(), logprobs_BT.tolist(), strict=True))
+
+
+def _inputs(backbone: Backbone, prompts: Sequence[tuple[int, ...]], ends: list[int]) -> tuple[int, dict[str, Any]]:
+    """(where answers begin in what `generate` returns, what it is given to go on from)."""
+    longest = max(map(len, prompts))
+    has_encoder = backbone.model.config.is_encoder_decoder
+    shared = 0 if has_encoder else backbone.shared_prefix(prompts)
+    # A causal model goes on from the prompt's last token, so padding stands before what is each prompt's own. An
+    # encoder may count positions from the first place, padding or not: there it stands behind.
+    rows = [(p[:at], longest - len(p), p[at:]) for p in prompts for at in [len(p) if has_encoder else shared]]
+    ids = [[*first, *[ends[0]] * padding, *rest] for first, padding, rest in rows]
+    mask = [[1] * len(first) + [0] * padding + [1] * len(rest) for first, padding, rest in rows]
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor(ids, device=backbone.device),
+        "attention_mask": torch.tensor(mask, device=backbone.device),
+    }
+    if has_encoder:
+        return 1, inputs | encoder_decoder_arguments()  # a decoder beside an encoder begins with its own start token
+    if shared:
+        inputs["past_key_values"] = shared_prefix.cache(backbone.model, prompts[0][:shared], len(prompts))
+    return longest, inputs
 
 
 def encoder_decoder_arguments() -> dict[str, Any]:

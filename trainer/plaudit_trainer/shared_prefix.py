@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 WORTHWHILE = 64
 """Positions that must be saved; below, a pass of its own costs more than it spares."""
@@ -50,3 +50,12 @@ def run(body: Any, head: dict[str, Tensor], rest: dict[str, Tensor], *, depth: i
     cache = Cache(layers=[shared[0]] * lowest + shared)
     first = body(**head, past_key_values=cache, use_cache=True, **more)
     return first, body(**rest, past_key_values=cache, use_cache=True, **more)
+
+
+@torch.no_grad()
+def cache(model: Any, ids: Sequence[int], rows: int) -> DynamicCache:
+    """Keys and values of these first tokens, for so many rows to go on from in `generate`."""
+    ids_1P = torch.tensor([list(ids)], device=model.device)
+    kept: DynamicCache = model.base_model(input_ids=ids_1P, use_cache=True).past_key_values
+    kept.batch_repeat_interleave(rows)
+    return kept

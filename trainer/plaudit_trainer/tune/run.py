@@ -265,7 +265,7 @@ def _backbone(work: _Work) -> "Backbone":
 def _tune_model(work: _Work) -> _Tuned:
     """Every weight, or an encoder–decoder model: `model/`, and of a causal one `probe.json`."""
     from plaudit_trainer.adapters import precision_on
-    from plaudit_trainer.architecture import pick_device, pick_dtype
+    from plaudit_trainer.precision import pick_device, pick_dtype
     from plaudit_trainer.tune.train import load_model, train_model
 
     config, language, folder = work.config, work.language, work.folder / "model"

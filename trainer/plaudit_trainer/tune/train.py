@@ -26,8 +26,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from plaudit_trainer.architecture import pick_device, pick_dtype
 from plaudit_trainer.config import TrainerConfig
+from plaudit_trainer.precision import pick_device, pick_dtype
 from plaudit_trainer.tune.text import Language, Row
 
 _PREFIX = "base_model.model."
