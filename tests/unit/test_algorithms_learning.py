@@ -98,9 +98,13 @@ def test_the_same_lesson_gives_the_same_policy(name: str, base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_ceiling_restores_the_last_policy_below_it(name: str, base: Path, tmp_path: Path) -> None:
+def test_a_policy_that_runs_away_is_stopped_and_the_last_one_before_restored(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    """At the ceiling, or, where the way back to it is found after training, at twice that."""
     given, reporter = lesson(name, base, tmp_path), Quiet()
-    result = trained(name, given, reporter, lr=0.05, kl_ceiling=0.3, kl_target=100.0)
+    ceiling = 0.3 if name in {"kto", "dpo", "sac"} else 0.15
+    result = trained(name, given, reporter, lr=0.05, kl_ceiling=ceiling, kl_target=100.0)
     assert result.metrics[f"{name}/stopped_by_ceiling"] == 1
     if name in {"kto", "dpo", "sac"}:  # the others measure a minibatch at a time
         assert result.metrics[f"{name}/kl"] <= 0.3

@@ -244,6 +244,20 @@ def test_kl_estimates_the_divergence_and_is_never_negative() -> None:
     assert estimate.mean().item() == pytest.approx(exact.item(), rel=0.03)
 
 
+def test_tokens_of_another_policy_give_the_same_kl_and_without_their_weight_a_larger_one() -> None:
+    torch.manual_seed(0)
+    behaviour, reference = torch.randn(50).log_softmax(0), torch.randn(50).log_softmax(0)
+    policy = (behaviour - 0.5 * (reference - behaviour)).log_softmax(0)  # a step further away
+    tokens = torch.multinomial(behaviour.exp(), 400_000, replacement=True)
+    exact = (policy.exp() * (policy - reference)).sum().item()
+    weighted = losses.kl_of_others(policy[tokens], reference[tokens], behaviour[tokens], cap=1e9).mean().item()
+    plain = losses.kl_penalty(policy[tokens], reference[tokens]).mean().item()
+    assert weighted == pytest.approx(exact, rel=0.03)
+    assert plain > 1.1 * exact
+    capped = losses.kl_of_others(floats(0.0), floats(1.0), floats(-5.0), cap=2.0)
+    assert capped.item() == pytest.approx(2 * (math.e - 2))
+
+
 def test_the_coefficient_follows_the_kl() -> None:
     assert losses.adapted_coefficient(0.1, kl=8.0, target=4.0) == pytest.approx(0.12)
     assert losses.adapted_coefficient(0.1, kl=0.0, target=4.0) == pytest.approx(0.08)

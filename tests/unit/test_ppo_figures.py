@@ -102,7 +102,7 @@ def test_no_padding_leaks_into_loss_figures_or_gradient(budget: int, kl_weight: 
         "importance_mean": weight_N.mean().item(),
         "importance_truncated": len(EXCHANGES[1].response_ids),
         "entropy": sum((-p.exp() * p).sum().item() for p in everywhere) / n,
-        "kl": kl.sum().item() / 4,
+        "kl": ((new - behaviour).exp().clamp(max=2.0) * kl).sum().item() / 4,  # another policy drew these
         "kl_behaviour": away.sum().item() / 4,
         "ratio_deviation": (ratio - 1).abs().max().item(),
     }

@@ -121,7 +121,9 @@ class TrainerConfig(BaseSettings):
         description="what the KL is measured from: the base model, so that drift cannot compound, or the parent",
     )
     kl_target: float = Field(default=4.0, gt=0, description="KL to the anchor aimed at, nats an answer")
-    kl_ceiling: float = Field(default=8.0, gt=0, description="KL to the anchor at which training stops, nats an answer")
+    kl_ceiling: float = Field(
+        default=8.0, gt=0, description="KL to the anchor that no candidate may exceed, nats an answer"
+    )
     kl_answers: int = Field(
         default=48, ge=8, description="own answers of a candidate that its KL is measured on before the gate"
     )
@@ -152,12 +154,12 @@ class TrainerConfig(BaseSettings):
     sac_prior: float = Field(default=1.0, gt=0, description="pull of SAC's critics towards the reward model, in votes")
 
     # Fresh rollouts
-    rollout_prompts: int = Field(default=32, ge=0, description="prompts from the batch's log answered afresh a run")
+    rollout_prompts: int = Field(default=160, ge=0, description="prompts from the batch's log answered afresh a run")
     rollouts_per_prompt: int = Field(default=1, ge=1, description="answers to each of them")
     max_new_tokens: int = Field(default=64, ge=8, description="longest fresh answer")
 
     # Gate
-    gate_answers: int = Field(default=48, ge=8, description="answers to held-out prompts, of candidate and of parent")
+    gate_answers: int = Field(default=144, ge=8, description="answers to held-out prompts, of candidate and of parent")
     gate_win_rate: float = Field(default=0.48, ge=0, le=1, description="lower bound that the win rate must clear")
     gate_length_growth: float = Field(default=0.15, ge=0, description="largest relative growth of the mean length")
     gate_end_of_text_drop: float = Field(default=0.15, ge=0, le=1, description="largest drop of the finished share")

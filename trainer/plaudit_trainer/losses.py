@@ -117,6 +117,16 @@ def kl_penalty(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     return d_N.exp() - 1 - d_N
 
 
+def kl_of_others(logprobs_N: Tensor, reference_logprobs_N: Tensor, behaviour_logprobs_N: Tensor, cap: float) -> Tensor:
+    """`kl_penalty` a token over tokens that another policy drew: each counts min(π / π_behaviour, cap) times.
+
+    Without the weight the estimate grows with the step itself: a token that π has just made unlikely is in the sample
+    as often as before, and its e^d is the larger (DeepSeek-V3.2, arXiv 2512.02556, equation 7).
+    """
+    weight_N = importance_weights(logprobs_N, behaviour_logprobs_N, cap)
+    return weight_N * kl_penalty(logprobs_N, reference_logprobs_N)
+
+
 def adapted_coefficient(beta: float, kl: float, target: float, horizon: float = 0.2) -> float:
     """β for the next pass: up where the KL lies above its target, down where below (Ziegler et al. 2019)."""
     error = max(-horizon, min(horizon, kl / target - 1))

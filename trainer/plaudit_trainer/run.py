@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from plaudit_trainer.readers import reader_for
 from plaudit_trainer.rollouts import draw, end_tokens, generate_unpublished
 from plaudit_trainer.staleness import without_stale
 from plaudit_trainer.trajectories import PolicyData, prepare
+
+_ANSWERS_A_PROMPT = 8
+"""More answers to one prompt tell the gate next to nothing: prompts are its units."""
 
 
 class _Refused(Exception):
@@ -149,7 +152,7 @@ def _policy(desk: _Desk, batch: PreferenceBatch, rewards: rewarding.Rewards, dat
     distance = ceiling.keep_within(desk.backbone, learnt[: desk.config.kl_answers], desk.config)
     adapters.round_to_stored(desk.backbone, POLICY)
     desk.metrics.update(trained.metrics | distance.metrics())
-    return replace(trained, alarms=trained.alarms + distance.alarms())
+    return trained
 
 
 def _gate(
@@ -259,7 +262,7 @@ def collect(
     asked = [c for c in (*shuffled, *sorted(batch.log)) if c in heldout][: config.gate_answers]
     unseen = {c: known[c] for c in asked}
     fresh = draw(sampler, train, version=job.run.parent, n=config.rollouts_per_prompt, sampling=sampling)
-    n = math.ceil(config.gate_answers / max(len(unseen), 1))
+    n = min(math.ceil(config.gate_answers / max(len(unseen), 1)), _ANSWERS_A_PROMPT)
     return logged, fresh, draw(sampler, unseen, version=job.run.parent, n=n, sampling=sampling)
 
 

@@ -75,7 +75,8 @@ def make_passes(
         if epoch > 0:
             with backbone.using(POLICY):
                 present = backbone.all_logprobs(data.encoded, data.temperatures)
-            beta = losses.adapted_coefficient(beta, answer_kl(present, data.anchored), config.kl_target)
+            used = answer_kl(present, data.anchored, data.behaviour, config)
+            beta = losses.adapted_coefficient(beta, used, config.kl_target)
         shuffle.shuffle(order)
         found = one_pass(Opening(update, order, present, beta, named))
         alarms += [alarm for alarm in found if alarm not in alarms]

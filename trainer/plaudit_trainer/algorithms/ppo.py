@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from plaudit_trainer import losses
 from plaudit_trainer.algorithms.base import Lesson, Trained
 from plaudit_trainer.algorithms.critic import Critic
-from plaudit_trainer.ceiling import HEADROOM
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Reporter
 from plaudit_trainer.models import POLICY, Backbone
@@ -25,8 +24,8 @@ from plaudit_trainer.trajectories import PolicyData
 
 _NO_RATIO = 1e-6
 """A ratio that never differs from 1 by more is rounding, not an update."""
-_ROUNDING = 1.001
-"""Two passes over the same answers agree on their KL within this factor."""
+_GUARD = 2.0
+"""Of the ceiling, the KL at which training ends: that far nothing learns any more, it only breaks."""
 
 
 class PPO:
@@ -121,7 +120,8 @@ def train(
         if epoch > 0:
             with backbone.using(POLICY):
                 proximal = backbone.all_logprobs(data.encoded, data.temperatures)
-            beta = losses.adapted_coefficient(beta, answer_kl(proximal, data.anchored), config.kl_target)
+            used = answer_kl(proximal, data.anchored, data.behaviour, config)
+            beta = losses.adapted_coefficient(beta, used, config.kl_target)
         proximal_N, anchor_N = torch.cat(proximal).cpu(), torch.cat(data.anchored).cpu()
         rewards_N = losses.token_rewards(score_B, proximal_N, anchor_N, data.lengths, beta)
         explained = fit_critic(critic, features_NF, rewards_N, data.lengths, config, warmup=epoch == 0)
@@ -176,8 +176,8 @@ def improve(
         kl_weight: of the KL to the anchor in the loss itself, for algorithms that do not put it into the reward.
     """
     ends = end_tokens(backbone.model)
-    kl_before_B = answer_kls(proximal, data.anchored)
-    bound = kl_bound(data, config)
+    kl_before_B = answer_kls(proximal, data.anchored, data.behaviour, config)
+    bound = kl_bound(config)
     for start in range(0, len(order), config.minibatch):
         rows = list(order[start : start + config.minibatch])
         update.optimiser.zero_grad()
@@ -189,7 +189,8 @@ def improve(
         if step["kl"] > bound:
             # One unlikely token can say so alone, the estimator's tail being exponential: all rows decide.
             with backbone.using(POLICY):
-                kl_before_B = answer_kls(backbone.all_logprobs(data.encoded, data.temperatures), data.anchored)
+                present = backbone.all_logprobs(data.encoded, data.temperatures)
+            kl_before_B = answer_kls(present, data.anchored, data.behaviour, config)
             step["kl"] = kl_before_B.mean().item()
             if step["kl"] > bound:
                 update.stop()
@@ -206,15 +207,14 @@ def finished(
     """What came of all passes; takes the last step back where it went beyond the KL ceiling."""
     with backbone.using(POLICY):
         final = backbone.all_logprobs(data.encoded, data.temperatures)
-        if not update.stopped and answer_kl(final, data.anchored) > kl_bound(
-            data, config
-        ):  # the last step went too far
+        reached = answer_kl(final, data.anchored, data.behaviour, config)
+        if not update.stopped and reached > kl_bound(config):  # the last step went too far
             update.stop()
             final = backbone.all_logprobs(data.encoded, data.temperatures)
     change_B = torch.stack([(n - r).abs().mean() for n, r in zip(final, data.reference, strict=True)])
     figures = {
-        "kl": answer_kl(final, data.anchored),
-        "kl_parent": answer_kl(final, data.reference),
+        "kl": answer_kl(final, data.anchored, data.behaviour, config),
+        "kl_parent": answer_kl(final, data.reference, data.behaviour, config),
         "steps": update.steps,
         "stopped_by_ceiling": float(update.stopped),
         "score_mean": data.score_B.mean().item(),
@@ -283,7 +283,8 @@ def accumulate_gradient(
         furthest = max(furthest, loss.ratio_deviation)
         truncated_N = proximal_N - behaviour_N > math.log(config.importance_cap)
         away_N = losses.kl_penalty(behaviour_N, logprobs_N.detach())  # these tokens were drawn from the behaviour
-        watched = (objective * total, loss.clipped_N, weight_N, entropy_N, truncated_N, kl_N, away_N)
+        watched_kl_N = losses.kl_of_others(logprobs_N.detach(), anchor_N, behaviour_N, config.importance_cap)
+        watched = (objective * total, loss.clipped_N, weight_N, entropy_N, truncated_N, watched_kl_N, away_N)
         sums += torch.stack([x.detach().float().sum() for x in watched]).cpu()
     sums = sums.to(backbone.device)
     gradients = [w.grad for w in backbone.adapter(POLICY).values() if w.grad is not None]
@@ -312,23 +313,33 @@ def answer_figures(data: PolicyData, rows: Sequence[int], ends: Sequence[int]) -
     return figures
 
 
-def answer_kls(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-    """(B,): the KL to the reference of each answer, nats (low-variance estimator)."""
-    return torch.stack([losses.kl_penalty(a, b).sum() for a, b in zip(logprobs, reference, strict=True)])
+def answer_kls(
+    logprobs: Sequence[Tensor], reference: Sequence[Tensor], behaviour: Sequence[Tensor], config: TrainerConfig
+) -> Tensor:
+    """(B,): the KL to the reference of each answer, nats, where these answers are the behaviour's."""
+    each = zip(logprobs, reference, behaviour, strict=True)
+    return torch.stack([losses.kl_of_others(a, b, drawn, config.importance_cap).sum() for a, b, drawn in each])
 
 
-def answer_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def answer_kl(
+    logprobs: Sequence[Tensor], reference: Sequence[Tensor], behaviour: Sequence[Tensor], config: TrainerConfig
+) -> float:
     """Mean of `answer_kls`."""
-    return answer_kls(logprobs, reference).mean().item()
+    return answer_kls(logprobs, reference, behaviour, config).mean().item()
 
 
-def kl_bound(data: PolicyData, config: TrainerConfig) -> float:
-    """Nats an answer that training may not exceed: just below the ceiling, or the parent's own distance, from which it
-    may return.
+def kl_bound(config: TrainerConfig) -> float:
+    """Nats an answer at which training ends.
 
-    What lies above the ceiling in the end is for the gate to refuse.
+    Well above the ceiling: a parent near it must be able to move on, and a first step alone can lead past it. What lies
+    beyond the ceiling in the end is brought back (`ceiling.py`), where the candidate's own answers tell.
     """
-    return max(HEADROOM * config.kl_ceiling, _ROUNDING * answer_kl(data.reference, data.anchored))
+    return _GUARD * config.kl_ceiling
+
+
+def parent_kl(data: PolicyData, config: TrainerConfig) -> float:
+    """Of the policy that training starts from, to the anchor, nats an answer."""
+    return answer_kl(data.reference, data.anchored, data.behaviour, config)
 
 
 def first_coefficient(data: PolicyData, config: TrainerConfig) -> float:
@@ -337,5 +348,5 @@ def first_coefficient(data: PolicyData, config: TrainerConfig) -> float:
     It grows with the square of KL / target. The adaptation from pass to pass alone comes too late: a run has two
     passes, and a parent near the ceiling would be driven against it in the first.
     """
-    used = answer_kl(data.reference, data.anchored) / config.kl_target
+    used = parent_kl(data, config) / config.kl_target
     return config.kl_coefficient * max(1.0, used) ** 2

@@ -195,7 +195,7 @@ class _Watch(TrainerCallback):
     def __init__(
         self, name: str, backbone: Backbone, texts: Sequence[Tokens], reporter: Reporter, config: TrainerConfig
     ) -> None:
-        self.name, self.backbone, self.reporter, self.ceiling = name, backbone, reporter, config.kl_ceiling
+        self.name, self.backbone, self.reporter, self.config = name, backbone, reporter, config
         few = random.Random(config.seed).sample(list(texts), min(len(texts), _MEASURED_ANSWERS))  # noqa: S311
         self.encoded = backbone.encode([Exchange(*t) for t in few])
         self.weights = list(backbone.adapter(POLICY).values())
@@ -211,14 +211,18 @@ class _Watch(TrainerCallback):
         with self.backbone.using(name):
             return self.backbone.all_logprobs(self.encoded, [1.0] * len(self.encoded))
 
+    def _kl(self, logprobs: list[Tensor]) -> float:
+        """To the parent, nats an answer; the answers are taken for the parent's."""
+        return answer_kl(logprobs, self.reference, self.reference, self.config)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The present adapter lies within the ceiling."""
         self.good = self._copy()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One optimiser step was taken."""
-        self.kl = answer_kl(self._logprobs(POLICY), self.reference)
-        if self.kl > self.ceiling:
+        self.kl = self._kl(self._logprobs(POLICY))
+        if self.kl > self.config.kl_ceiling:
             self.stopped = control.should_training_stop = True
             with torch.no_grad():
                 for weight, good in zip(self.weights, self.good, strict=True):
@@ -242,7 +246,7 @@ class _Watch(TrainerCallback):
         change = torch.stack([(n - r).abs().mean() for n, r in zip(final, self.reference, strict=True)])
         unchanged = all(torch.equal(a, b) for a, b in zip(self.before, self.weights, strict=True))
         figures = {
-            "kl": answer_kl(final, self.reference),
+            "kl": self._kl(final),
             "steps": float(self.steps),
             "stopped_by_ceiling": float(self.stopped),
             "mean_change": change.mean().item(),
