@@ -108,11 +108,13 @@ class _Listening(TinyEngine):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[list[str]] = []
+        self.answers_each: list[int] = []
 
     def generate(
         self, prompts: Sequence[GeneratePrompt], *, version: str, n: int, sampling: SamplingParams
     ) -> list[GeneratedAnswer]:
         self.asked.append([str((p.messages or [{}])[0].get("content")) for p in prompts])
+        self.answers_each.append(n)
         return super().generate(prompts, version=version, n=n, sampling=sampling)
 
 
@@ -127,6 +129,19 @@ def test_fresh_answers_are_to_prompts_of_the_log_and_not_the_voters_own(base: Pa
     assert len(fresh) == 8 and all(q.startswith("nobody voted") for q in fresh)
     learn(job(base, tmp_path / "v2", votes), engine, Quiet(), tiny_config(**LENIENT, kl_ceiling=1e6))
     assert len(engine.asked[3]) == 8  # a log without other prompts: the voters' own
+
+
+@pytest.mark.parametrize(("wanted", "each"), [(8, 1), (1000, 8)])
+def test_the_gate_asks_for_few_answers_to_one_prompt(base: Path, tmp_path: Path, wanted: int, each: int) -> None:
+    """Prompts are its units: a thousand answers to three of them would tell it little more than twenty-four."""
+    engine = _Listening()
+    votes = votes_on(engine)
+    log = [[{"role": "user", "content": f"nobody voted on this {i}"}] for i in range(40)]
+    batch = votes.model_copy(update={"prompts": log})
+    config = tiny_config(**(LENIENT | {"gate_answers": wanted}), kl_ceiling=1e6)
+    learn(job(base, tmp_path / "v1", batch), engine, Quiet(), config)
+    assert engine.answers_each[-1] == each
+    assert len(engine.asked[-1]) <= wanted
 
 
 def test_a_candidate_beyond_the_ceiling_is_brought_back_before_the_gate(
