@@ -107,6 +107,15 @@ def far_from_its_anchor(backbone: Backbone, nats: float, answers: int = 64) -> P
     return replace(data, anchor=[r - x for r, x in zip(data.reference, off, strict=True)])
 
 
+def test_a_parent_just_below_the_ceiling_can_be_trained() -> None:
+    """A step away from the anchor does not end the run: what is too far is brought back when it is over."""
+    backbone = tiny_backbone()
+    data = far_from_its_anchor(backbone, nats=2.0)
+    result, log = trained(backbone, data, lr=0.01, kl_ceiling=2.05, ppo_epochs=1)
+    assert len(log.steps) == 8 and result.metrics["ppo/stopped_by_ceiling"] == 0
+    assert max(step["ppo/kl"] for step in log.steps) > 2.05
+
+
 def test_one_minibatch_far_from_the_anchor_does_not_end_a_run() -> None:
     """Each minibatch of four holds either no answer that is far off, or only such: its own KL says nothing of all."""
     backbone = tiny_backbone()

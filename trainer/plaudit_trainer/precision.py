@@ -31,8 +31,8 @@ def bfloat16_is_faster() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16 than in float32. Measured once a process.
 
     That it has instructions for it says nothing: an Intel Xeon whose tiles (AMX) a virtual machine hides still has
-    AVX-512's, which are half as fast as float32 there and twice as fast on an AMD EPYC. The ratio is so far from 1
-    either way that noise does not turn it, and all processes of a run come to the same answer.
+    AVX-512's, which reach half to two thirds of float32's rate (docs/explanation/experiments.md). Processes that share
+    a run must agree: where theirs are unlike CPUs, set the precision instead.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

@@ -62,7 +62,7 @@ def make_passes(
     """`ppo_epochs` passes over these rows of the data; `one_pass` answers with alarms.
 
     Before each but the first the proximal policy is renewed and β adapted to the KL target. POLICY ends as the last
-    adapter within the KL ceiling.
+    adapter within `ppo.kl_bound`.
     """
     backbone, data, named = lesson.backbone, lesson.data, _Named(reporter, name)
     named.stage("policy", total=config.ppo_epochs * math.ceil(len(rows) / config.minibatch))

@@ -45,7 +45,7 @@ class PPO:
 
 
 class PolicyUpdate:
-    """The policy's optimiser, and the last adapter known to lie within the KL ceiling."""
+    """The policy's optimiser, and the last adapter known to lie within `kl_bound`."""
 
     def __init__(self, weights: list[nn.Parameter], config: TrainerConfig) -> None:
         self.weights = weights
@@ -85,9 +85,7 @@ class PolicyUpdate:
         if all(torch.equal(a, b) for a, b in zip(self.before, self.weights, strict=True)):
             full = "the adapter is unchanged after training"
             return (
-                [f"{full}: it stands at the KL ceiling already, further from base it may not go"]
-                if self.stopped
-                else [full]
+                [f"{full}: its first step led far beyond the KL ceiling and was taken back"] if self.stopped else [full]
             )
         if self.later_steps and self.largest_ratio <= _NO_RATIO:
             return ["the ratio to the proximal policy never left 1: the passes do not see the update"]
@@ -164,7 +162,7 @@ def improve(
     config: TrainerConfig,
     kl_weight: float = 0.0,
 ) -> None:
-    """One pass over the answers: a clipped step for each minibatch, up to the KL ceiling.
+    """One pass over the answers: a clipped step for each minibatch, up to `kl_bound`.
 
     Whatever gives each token an advantage is trained by this: PPO, and the algorithms without a critic.
 
@@ -204,7 +202,7 @@ def improve(
 def finished(
     backbone: Backbone, data: PolicyData, update: PolicyUpdate, alarms: list[str], config: TrainerConfig
 ) -> Trained:
-    """What came of all passes; takes the last step back where it went beyond the KL ceiling."""
+    """What came of all passes; takes the last step back where it went beyond `kl_bound`."""
     with backbone.using(POLICY):
         final = backbone.all_logprobs(data.encoded, data.temperatures)
         reached = answer_kl(final, data.anchored, data.behaviour, config)
