@@ -35,10 +35,19 @@ def prompts(before: float, after: float, count: int = 12, spread: float = 0.0) -
     return {f"p{i}": ([before + spread * (i % 3 - 1)] * 2, [after - spread * (i % 3 - 1)] * 2) for i in range(count)}
 
 
-def test_win_rate_counts_pairs_and_ties() -> None:
-    check = gate_checks.win_check("win_rate", {"a": ([1.0, 2.0], [2.0, 3.0])}, CONFIG)
-    assert check.value == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+def test_the_win_rate_is_that_of_two_thumbs_of_which_ties_count_half() -> None:
+    """With chances p and q of a 👍 each: q (1 − p) + ½ (p q + (1 − p) (1 − q)) = ½ + (q − p) / 2."""
+    check = gate_checks.win_check("win_rate", {"a": ([0.2, 0.4], [0.6, 0.7])}, CONFIG)
+    p, q = 0.3, 0.65
+    assert check.value == pytest.approx(q * (1 - p) + 0.5 * (p * q + (1 - p) * (1 - q)))
     assert check.n == 2
+
+
+def test_nothing_is_won_where_both_are_liked_anyway() -> None:
+    """By their scores, which have no bound, three of four of these prompts were won; users would like one fewer."""
+    liked = {"a": ([0.95], [0.96]), "b": ([0.94], [0.96]), "c": ([0.96], [0.97]), "d": ([0.9], [0.1])}
+    value = gate_checks.win_check("win_rate", liked, CONFIG).value
+    assert value is not None and value < 0.42
 
 
 def test_clear_wins_pass_and_a_coin_toss_does_not() -> None:
@@ -122,6 +131,7 @@ def whole(
     news: list[Exchange],
     independent: Independent | None = None,
     backbone: Backbone | None = None,
+    config: TrainerConfig = CONFIG,
 ) -> GateReport:
     judge = RewardModel.fresh(torch.randn(40, 128), CONFIG)
     return gate.check(
@@ -131,7 +141,7 @@ def whole(
         news,
         decode=decode,
         alarms=[],
-        config=CONFIG,
+        config=config,
     )
 
 
@@ -161,19 +171,16 @@ def test_refusals_are_read_from_the_text() -> None:
     assert check.value == 1.0 and not check.passed
 
 
-def test_kl_is_measured_between_policy_and_reference() -> None:
+@pytest.mark.parametrize(("anchor", "reference"), [("base", None), ("parent", REFERENCE)])
+def test_kl_is_measured_between_policy_and_anchor(anchor: str, reference: str | None) -> None:
     backbone = tiny_backbone()
     stir(backbone, POLICY)
+    stir(backbone, REFERENCE, 0.2)
     exchanges = [Exchange(*t.tokens) for t in parents(4)]
-    (check,) = [c for c in whole(parents(4), exchanges, backbone=backbone).checks if c.name == "kl"]
-    encoded = backbone.encode(exchanges)
-    with backbone.using(POLICY):
-        after = backbone.all_logprobs(encoded, [1.0] * 4)
-    with backbone.using(REFERENCE):
-        before = backbone.all_logprobs(encoded, [1.0] * 4)
-    kls = [(a - b).sum().item() for a, b in zip(after, before, strict=True)]
-    assert check.value == pytest.approx(sum(kls) / 4, abs=1e-5)
-    assert any(abs(k) > 0.01 for k in kls)
+    config = CONFIG.model_copy(update={"kl_anchor": anchor})
+    (check,) = [c for c in whole(parents(4), exchanges, backbone=backbone, config=config).checks if c.name == "kl"]
+    kl_B = backbone.answer_kls(backbone.encode(exchanges), POLICY, reference)
+    assert check.value == pytest.approx(kl_B.mean().item()) and check.value > 0.01
 
 
 def test_without_heldout_answers_nothing_passes() -> None:
@@ -260,7 +267,7 @@ def test_the_smallest_effect_that_would_pass_is_told() -> None:
         toss = {f"p{i}": ([0.0], [(-1.0) ** i]) for i in range(count)}
         return gate_checks.win_check("win_rate", toss, CONFIG).detail or ""
 
-    assert "100 held-out prompts; a true win rate of 0.62 would pass" in told(100)
+    assert "100 held-out prompts; a true win rate of 0.63 would pass" in told(100)
     assert "too few" in told(4)
 
 
@@ -268,6 +275,6 @@ def test_a_gate_of_that_power_passes_four_times_in_five() -> None:
     """Simulated: candidates that truly win as often as the report of a coin toss says suffices."""
     dice, passed = random.Random(1), 0
     for _ in range(150):
-        scores = {f"p{i}": ([0.0], [1.0 if dice.random() < 0.62 else -1.0]) for i in range(100)}
+        scores = {f"p{i}": ([0.0], [1.0 if dice.random() < 0.63 else -1.0]) for i in range(100)}
         passed += gate_checks.win_check("win_rate", scores, CONFIG).passed
     assert 0.7 < passed / 150 < 0.9

@@ -41,6 +41,43 @@ def test_logprobs_are_those_of_the_plain_model(model, temperature: float, adapte
             torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("model", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("reference", [None, REFERENCE])
+def test_answer_kls_are_those_of_the_whole_distributions(model, reference: str | None) -> None:
+    backbone = tiny_backbone(model(), cut=1)
+    stir(backbone, POLICY)
+    stir(backbone, REFERENCE, 0.2)
+
+    def distributions(adapter: str | None, exchange: Exchange) -> torch.Tensor:
+        with backbone.using(adapter), torch.no_grad():
+            logits = backbone.model(input_ids=torch.tensor([exchange.prompt_ids + exchange.response_ids])).logits[0]
+        return logits[len(exchange.prompt_ids) - 1 : -1].double().softmax(-1)
+
+    got_B = backbone.answer_kls(backbone.encode(EXCHANGES), POLICY, reference)
+    for got, exchange in zip(got_B, EXCHANGES, strict=True):
+        ours, theirs = distributions(POLICY, exchange), distributions(reference, exchange)
+        expected = (ours * (ours / theirs).log()).sum().item()
+        assert expected > 0.01
+        assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_answer_kls_are_the_mean_of_what_drawn_tokens_say_and_steadier() -> None:
+    """Log-ratios of tokens drawn from the policy average to the same, with a far larger spread."""
+    backbone = tiny_backbone()
+    stir(backbone, POLICY, 0.5)
+    prompts = [(5 + i % 50, 6, 7) for i in range(2000)]
+    drawn = backbone.encode(generate_unpublished(backbone, prompts, max_new_tokens=8, temperature=1.0, seed=0))
+    ones = [1.0] * len(drawn)
+    with backbone.using(POLICY):
+        ours = backbone.all_logprobs(drawn, ones)
+    theirs = backbone.all_logprobs(drawn, ones)
+    sampled_B = torch.stack([(a - b).sum() for a, b in zip(ours, theirs, strict=True)])
+    exact_B = backbone.answer_kls(drawn, POLICY, None)
+    error = sampled_B.std().item() / len(drawn) ** 0.5
+    assert abs(exact_B.mean().item() - sampled_B.mean().item()) < 4 * error
+    assert exact_B.std() < 0.6 * sampled_B.std()
+
+
 def test_llama_is_cut_and_gpt2_is_run_whole() -> None:
     assert tiny_backbone(tiny_llama()).encode(EXCHANGES)[0].trunk_TD is not None
     assert tiny_backbone(tiny_gpt2(), cut=1).encode(EXCHANGES)[0].trunk_TD is None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from plaudit_trainer import losses
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone
 from plaudit_trainer.rollouts import draw_unpublished
@@ -20,6 +19,9 @@ HEADROOM = 0.85
 _CLOSE = 1.05
 """So near to the bound is near enough: each step back costs a drawing of answers."""
 _TRIES = 4
+_SLOWEST = 1.0
+"""Power of the way with which the KL falls at the least. What looks slower is noise of the answers drawn, and a step
+back by it would be far too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,18 @@ def keep_within(backbone: Backbone, prompts: Sequence[tuple[int, ...]], config: 
     for _ in range(_TRIES):
         if kl <= bound * _CLOSE:
             break
-        share, before = (bound / kl) ** (1 / exponent), kl
+        share = (bound / kl) ** (1 / exponent)
         towards_anchor(backbone, 1 - share, config)
         kept *= share
         kl = own_kl(backbone, POLICY, prompts, config)
-        exponent = min(max(math.log(kl / before) / math.log(share), 0.5), 4.0)
+        exponent = min(max(math.log(kl / first) / math.log(kept), _SLOWEST), 4.0)
     return Distance(first, kept)
 
 
 @torch.no_grad()
 def towards_anchor(backbone: Backbone, share: float, config: TrainerConfig) -> None:
     """Move POLICY by this share of its way to the anchor: the base model, or the parent."""
-    anchor = None if config.kl_anchor == "base" else backbone.adapter(REFERENCE)
+    anchor = None if anchor_of(config) is None else backbone.adapter(REFERENCE)
     for name, weight in backbone.adapter(POLICY).items():
         if anchor is not None:
             weight.lerp_(anchor[name], share)
@@ -78,7 +80,7 @@ def towards_anchor(backbone: Backbone, share: float, config: TrainerConfig) -> N
 
 
 def own_kl(backbone: Backbone, adapter: str, prompts: Sequence[tuple[int, ...]], config: TrainerConfig) -> float:
-    """KL to the anchor, nats an answer, of what an adapter answers to these prompts (low-variance estimator)."""
+    """KL to the anchor, nats an answer, of what an adapter answers to these prompts."""
     drawn = draw_unpublished(
         backbone,
         prompts,
@@ -88,9 +90,9 @@ def own_kl(backbone: Backbone, adapter: str, prompts: Sequence[tuple[int, ...]],
         adapter=adapter,
     )
     encoded = backbone.encode([exchange for exchange, _ in drawn])
-    ones = [1.0] * len(encoded)
-    with backbone.using(adapter):
-        own = backbone.all_logprobs(encoded, ones)
-    with backbone.using(None if config.kl_anchor == "base" else REFERENCE):
-        anchor = backbone.all_logprobs(encoded, ones)
-    return torch.stack([losses.kl_penalty(a, b).sum() for a, b in zip(own, anchor, strict=True)]).mean().item()
+    return backbone.answer_kls(encoded, adapter, anchor_of(config)).mean().item()
+
+
+def anchor_of(config: TrainerConfig) -> str | None:
+    """The adapter that the KL is measured from; None is the base model."""
+    return None if config.kl_anchor == "base" else REFERENCE

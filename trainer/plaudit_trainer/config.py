@@ -120,7 +120,7 @@ class TrainerConfig(BaseSettings):
         default="base",
         description="what the KL is measured from: the base model, so that drift cannot compound, or the parent",
     )
-    kl_target: float = Field(default=4.0, gt=0, description="KL to the anchor aimed at, nats an answer")
+    kl_target: float = Field(default=6.0, gt=0, description="KL to the anchor aimed at, nats an answer")
     kl_ceiling: float = Field(
         default=8.0, gt=0, description="KL to the anchor that no candidate may exceed, nats an answer"
     )
@@ -160,7 +160,7 @@ class TrainerConfig(BaseSettings):
 
     # Gate
     gate_answers: int = Field(default=144, ge=8, description="answers to held-out prompts, of candidate and of parent")
-    gate_win_rate: float = Field(default=0.48, ge=0, le=1, description="lower bound that the win rate must clear")
+    gate_win_rate: float = Field(default=0.49, ge=0, le=1, description="lower bound that the win rate must clear")
     gate_length_growth: float = Field(default=0.15, ge=0, description="largest relative growth of the mean length")
     gate_end_of_text_drop: float = Field(default=0.15, ge=0, le=1, description="largest drop of the finished share")
     gate_refusal_growth: float = Field(

@@ -13,9 +13,10 @@ from plaudit.wire.refusals import refuses
 from plaudit.wire.versions import GateCheck, GateReport
 from plaudit_trainer import gate_checks as checks
 from plaudit_trainer.batches import Trajectory
+from plaudit_trainer.ceiling import anchor_of
 from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.gate_checks import PromptFigures
-from plaudit_trainer.models import POLICY, REFERENCE, Backbone, Encoded, Exchange
+from plaudit_trainer.models import POLICY, Backbone, Encoded, Exchange
 from plaudit_trainer.rewarding import Rewards
 from plaudit_trainer.rollouts import end_tokens
 
@@ -49,8 +50,6 @@ def check(
     old, new = backbone.encode([Exchange(*t.tokens) for t in parents]), backbone.encode(list(answers))
     with backbone.using(POLICY):
         own = backbone.all_logprobs(new, [1.0] * len(new))
-    with backbone.using(None if config.kl_anchor == "base" else REFERENCE):
-        anchors_view = backbone.all_logprobs(new, [1.0] * len(new))
 
     def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, PromptFigures]:
         return by_prompt([t.cluster for t in parents], before, after)
@@ -62,14 +61,14 @@ def check(
         return paired(score(rewards.judge.features(old)).tolist(), score(rewards.judge.features(new)).tolist())
 
     ends, independent = end_tokens(backbone.model), rewards.independent
-    kls = paired([0.0] * len(old), [(a - b).sum().item() for a, b in zip(own, anchors_view, strict=True)])
+    kls = paired([0.0] * len(old), backbone.answer_kls(new, POLICY, anchor_of(config)).tolist())
     surprise = paired([-sum(t.logprobs) for t in parents], [-logprobs.sum().item() for logprobs in own])
     lengths = each(lambda e: len(e.exchange.response_ids))
     return _report(
         [
             *first,
-            checks.win_check("win_rate", scored(rewards.judge.scores), config),
-            checks.independent_check(independent, scored(independent.model.scores) if independent else {}, config),
+            checks.win_check("win_rate", scored(rewards.judge.liked), config),
+            checks.independent_check(independent, scored(independent.model.liked) if independent else {}, config),
             checks.kl_check(kls, config),
             checks.length_check(lengths, config),
             checks.end_check(each(lambda e: float(e.exchange.response_ids[-1] in ends)), config),

@@ -50,10 +50,16 @@ def alarm_check(alarms: Sequence[str]) -> GateCheck:
     )
 
 
-def win_check(name: str, scores: dict[str, PromptFigures], config: TrainerConfig) -> GateCheck:
-    """How often a judge prefers the candidate's answer to the parent's on the same prompt; ties count half."""
-    wins = [win_rate(figures) for figures in scores.values()]
-    value, low, high = mean_interval(wins)
+def win_check(name: str, liked: dict[str, PromptFigures], config: TrainerConfig) -> GateCheck:
+    """How often the candidate's answer wins where a user rates it and the parent's on the same prompt; ties count half.
+
+    It wins where it alone gets a 👍. By a judge's chances of one that is ½ + (p_candidate − p_parent) / 2: bounded, so
+    that nothing can be won where both are liked anyway, and far steadier than who has the higher score.
+
+    Args:
+        liked: chance that a user likes each answer.
+    """
+    value, low, high = mean_interval([0.5 + (_mean(after) - _mean(before)) / 2 for before, after in liked.values()])
     low, high = max(0.0, low), min(1.0, high)  # Student's t knows no bounds, a rate has them
     return GateCheck(
         name=name,
@@ -61,9 +67,9 @@ def win_check(name: str, scores: dict[str, PromptFigures], config: TrainerConfig
         value=value,
         low=low,
         high=high,
-        n=_answers(scores),
+        n=_answers(liked),
         bound=f"lower end of the 95 % interval ≥ {config.gate_win_rate:.2f}",
-        detail=f"{len(scores)} held-out prompts; {_power(value - low, config.gate_win_rate)}",
+        detail=f"{len(liked)} held-out prompts; {_power(value - low, config.gate_win_rate)}",
     )
 
 
@@ -75,20 +81,13 @@ def _power(half_width: float, bound: float) -> str:
     return f"a true win rate of {least:.2f} would pass four times in five"
 
 
-def win_rate(figures: PromptFigures) -> float:
-    """Share of the pairs (parent's answer, candidate's answer) to one prompt that the candidate wins."""
-    before, after = figures
-    wins = [(new > old) + 0.5 * (new == old) for old in before for new in after]
-    return sum(wins) / len(wins)
-
-
 def independent_check(
-    independent: "Independent | None", scores: dict[str, PromptFigures], config: TrainerConfig
+    independent: "Independent | None", liked: dict[str, PromptFigures], config: TrainerConfig
 ) -> GateCheck:
     """The same by a reward model that has seen none of the votes that the policy learnt from; where there is one."""
     name = "independent_win_rate"
     if independent is not None and independent.counts(config):
-        check = win_check(name, scores, config)
+        check = win_check(name, liked, config)
         judge = f"judge: {independent.model.votes:g} votes, {independent.quality.words()}"
         return check.model_copy(update={"detail": f"{check.detail}; {judge}"})
     why = f"batches are below {config.judge_batch} examples" if config.judge_batch else "PLAUDIT_TRAINER_JUDGE_BATCH=0"
@@ -100,7 +99,7 @@ def independent_check(
 
 
 def kl_check(kls: dict[str, PromptFigures], config: TrainerConfig) -> GateCheck:
-    """How far the candidate moved from its parent: log π − log π_ref of its own answers, whose mean is the KL."""
+    """How far the candidate stands from its anchor: the KL of each of its own answers (`Backbone.answer_kls`)."""
     value, low, high = mean_interval([_mean(after) for _, after in kls.values()])
     return GateCheck(
         name="kl",

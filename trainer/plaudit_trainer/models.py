@@ -28,7 +28,7 @@ from plaudit_trainer.architecture import (
 )
 from plaudit_trainer.distributed import ALONE, Crew, recast
 from plaudit_trainer.lora_linear import LoraLinear, Switch
-from plaudit_trainer.token_logprobs import TokenLogprobs
+from plaudit_trainer.token_logprobs import TokenLogprobs, token_kls
 
 POLICY, REFERENCE = "policy", "reference"
 _DENSE_TOKENS = 512
@@ -297,9 +297,8 @@ class Backbone:
     def _logprobs(
         self, batch: Sequence[Encoded], temperature_B: Sequence[float], *, entropies: bool
     ) -> tuple[Tensor, Tensor]:
-        states_ND = self.states(batch)
         lengths = [len(e.exchange.response_ids) for e in batch]
-        before_ND = torch.cat([s[:-1] for s in states_ND.split([n + 1 for n in lengths])])
+        before_ND = self._before_tokens(batch)
         tokens_N = torch.tensor([t for e in batch for t in e.exchange.response_ids], device=self.device)
         temperature_N = torch.tensor(temperature_B, device=self.device).repeat_interleave(
             torch.tensor(lengths, device=self.device)
@@ -308,6 +307,10 @@ class Backbone:
             before_ND, self.unembedding_VD, tokens_N, temperature_N, entropies
         )
         return result
+
+    def _before_tokens(self, batch: Sequence[Encoded]) -> Tensor:
+        """(N, D): of `states`, those that the head reads each response token's distribution off."""
+        return torch.cat([s[:-1] for s in self.states(batch).split([len(e.exchange.response_ids) + 1 for e in batch])])
 
     @torch.no_grad()
     def all_logprobs(self, batch: Sequence[Encoded], temperature_B: Sequence[float]) -> list[Tensor]:
@@ -319,6 +322,25 @@ class Backbone:
             result.update(zip(rows, flat_N.split([len(e.exchange.response_ids) for e in part]), strict=True))
         result = self.crew.gathered(result, self.device)
         return [result[row] for row in range(len(batch))]
+
+    @torch.no_grad()
+    def answer_kls(self, batch: Sequence[Encoded], policy: str, reference: str | None) -> Tensor:
+        """(B,): KL(policy ‖ reference), nats at temperature 1, summed over the tokens of each answer.
+
+        The mean over answers that the policy itself gave is the KL an answer; see `token_kls`.
+        """
+        result: dict[int, Tensor] = {}
+        for rows, _ in self.passes([len(e.exchange) for e in batch]):
+            part = [batch[row] for row in rows]
+            with self.using(policy):
+                policy_ND = self._before_tokens(part)
+            with self.using(reference):
+                reference_ND = self._before_tokens(part)
+            flat_N = token_kls(policy_ND, reference_ND, self.unembedding_VD)
+            lengths = [len(e.exchange.response_ids) for e in part]
+            result.update(zip(rows, [kl_N.sum() for kl_N in flat_N.split(lengths)], strict=True))
+        result = self.crew.gathered(result, self.device)
+        return torch.stack([result[row] for row in range(len(batch))])
 
     def passes(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
         """This process's passes over rows of these lengths, as (rows, whether they count); see `Crew.deal`."""

@@ -153,6 +153,13 @@ class RewardModel:
         raw_BK = (self.heads(features_BF) - self.mean) / self.std
         return raw_BK.mean(1) - self.pessimism * raw_BK.std(1, correction=0)
 
+    def liked(self, features_BF: Tensor) -> Tensor:
+        """(B,): chance of an up-vote, the heads' mean, so that doubt draws it towards ½.
+
+        Where there were pairs only, nothing tells the offset: it is the chance to be preferred to a middling answer.
+        """
+        return self.heads(features_BF).sigmoid().mean(1)
+
     def disagreement(self, features_BF: Tensor) -> Tensor:
         """(B,): standard deviation of the heads' normalised scores."""
         return ((self.heads(features_BF) - self.mean) / self.std).std(1, correction=0)
