@@ -267,7 +267,7 @@ def test_the_smallest_effect_that_would_pass_is_told() -> None:
         toss = {f"p{i}": ([0.0], [(-1.0) ** i]) for i in range(count)}
         return gate_checks.win_check("win_rate", toss, CONFIG).detail or ""
 
-    assert "100 held-out prompts; a true win rate of 0.63 would pass" in told(100)
+    assert "100 held-out prompts; a true win rate of 0.62 would pass" in told(100)
     assert "too few" in told(4)
 
 
@@ -275,6 +275,6 @@ def test_a_gate_of_that_power_passes_four_times_in_five() -> None:
     """Simulated: candidates that truly win as often as the report of a coin toss says suffices."""
     dice, passed = random.Random(1), 0
     for _ in range(150):
-        scores = {f"p{i}": ([0.0], [1.0 if dice.random() < 0.63 else -1.0]) for i in range(100)}
+        scores = {f"p{i}": ([0.0], [1.0 if dice.random() < 0.62 else -1.0]) for i in range(100)}
         passed += gate_checks.win_check("win_rate", scores, CONFIG).passed
     assert 0.7 < passed / 150 < 0.9

@@ -160,7 +160,7 @@ class TrainerConfig(BaseSettings):
 
     # Gate
     gate_answers: int = Field(default=144, ge=8, description="answers to held-out prompts, of candidate and of parent")
-    gate_win_rate: float = Field(default=0.49, ge=0, le=1, description="lower bound that the win rate must clear")
+    gate_win_rate: float = Field(default=0.48, ge=0, le=1, description="lower bound that the win rate must clear")
     gate_length_growth: float = Field(default=0.15, ge=0, description="largest relative growth of the mean length")
     gate_end_of_text_drop: float = Field(default=0.15, ge=0, le=1, description="largest drop of the finished share")
     gate_refusal_growth: float = Field(

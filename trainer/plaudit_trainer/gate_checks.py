@@ -53,8 +53,8 @@ def alarm_check(alarms: Sequence[str]) -> GateCheck:
 def win_check(name: str, liked: dict[str, PromptFigures], config: TrainerConfig) -> GateCheck:
     """How often the candidate's answer wins where a user rates it and the parent's on the same prompt; ties count half.
 
-    It wins where it alone gets a 👍. By a judge's chances of one that is ½ + (p_candidate − p_parent) / 2: bounded, so
-    that nothing can be won where both are liked anyway, and far steadier than who has the higher score.
+    It wins where it alone gets a 👍. By a judge's chances of one that is ½ + (p_candidate − p_parent) / 2: nothing
+    can be won where both are liked anyway, as it can be by who has the higher score.
 
     Args:
         liked: chance that a user likes each answer.
