@@ -1,12 +1,15 @@
 """Dealing passes over processes: each row counts once, and nobody waits for somebody who does not come."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_trainer.distributed import ALONE, Crew, LedReporter, LedSampler
-from tests.support.tiny_models import tiny_backbone
+from plaudit_trainer import precision
+from plaudit_trainer.distributed import ALONE, Crew, LedReporter, LedSampler, leading
+from tests.support.tiny_models import tiny_backbone, tiny_config
 from tests.support.tiny_votes import Quiet
 
 
@@ -55,6 +58,18 @@ def test_the_leaders_reporter_and_sampler_are_asked() -> None:
 
     with pytest.raises(LookupError):
         LedSampler(ALONE, Refuses()).generate([], version="base", n=1, sampling=None)  # type: ignore[arg-type]
+
+
+def test_the_leader_decides_the_precision_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measuring for itself, unlike CPUs could compute the same run in different precisions."""
+    told: list[Any] = []
+    used: list[str] = []
+    monkeypatch.setattr(Crew, "told", lambda _, word: told.append(word))
+    monkeypatch.setattr(Crew, "settle", lambda _: None)
+    monkeypatch.setattr(precision, "bfloat16_is_faster", lambda: True)
+    lead: Any = leading(Crew(0, 2), lambda *lesson: used.append(lesson[-1].precision))  # type: ignore[arg-type, return-value]
+    lead("job", None, None, tiny_config(precision="auto", device="cpu"))
+    assert [config.precision for _, config in told] == used == ["bfloat16"]
 
 
 def test_alone_a_backbones_passes_are_its_buckets() -> None:

@@ -26,6 +26,7 @@ from torch import distributed as dist
 
 from plaudit.wire.chat import SamplingParams
 from plaudit.wire.training import GeneratedAnswer, GeneratePrompt
+from plaudit_trainer import precision
 from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ def leading(crew: Crew, learn: Learn) -> Learn:
         return learn
 
     def lead(job: Job, sampler: Sampler, reporter: Reporter, config: "TrainerConfig") -> Outcome:
+        config = precision.decided(config)
         crew.told((job, config.model_copy(update={"key": None})))
         try:
             return learn(job, LedSampler(crew, sampler), LedReporter(crew, reporter), config)

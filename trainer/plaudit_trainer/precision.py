@@ -26,13 +26,18 @@ def pick_dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" or bfloat16_is_faster() else torch.float32
 
 
+def decided(config: TrainerConfig) -> TrainerConfig:
+    """The configuration with `precision` said outright, for processes that share a run: their CPUs may be unlike."""
+    dtype = pick_dtype(config, pick_device(config))
+    return config.model_copy(update={"precision": "bfloat16" if dtype == torch.bfloat16 else "float32"})
+
+
 @functools.cache
 def bfloat16_is_faster() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16 than in float32. Measured once a process.
 
     That it has instructions for it says nothing: an Intel Xeon whose tiles (AMX) a virtual machine hides still has
-    AVX-512's, which reach half to two thirds of float32's rate (docs/explanation/experiments.md). Processes that share
-    a run must agree: where theirs are unlike CPUs, set the precision instead.
+    AVX-512's, which reach half to two thirds of float32's rate (docs/explanation/experiments.md).
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
