@@ -47,7 +47,7 @@ def keep_within(backbone: Backbone, prompts: Sequence[tuple[int, ...]], config: 
     Back towards the anchor, not towards the parent: a parent may stand at the ceiling itself, and all that was learnt
     in this run would be taken back, whereas on the way to the anchor reward is lost more slowly than distance (Ramé et
     al. 2024, WARP, arXiv 2406.16768). Near the anchor the KL grows with the square of the way, further off more slowly:
-    how fast is read off each step back. The gate measures what came of it.
+    how fast is read off the steps back together. The gate measures what came of it.
 
     Args:
         prompts: none of the gate's. Without any, nothing is measured and the whole step kept.
