@@ -7,14 +7,15 @@ Each run plays the product's loop: rounds of 128 votes on answers of the version
 false, the gate active, the next round begun from the newest version that passed. After 128, 512 and 1,024 votes the
 serving version answers questions never learnt on. Every learner hears the same questions and the same users; in the
 first round, where base answers, also the same answers; from then on each is voted on for its own, as it would be live.
-Trainer settings are taken from `PLAUDIT_TRAINER_*`; the same hold for every learner, but for `--lr`.
+Trainer settings are taken from `PLAUDIT_TRAINER_*`; the same hold for every learner, but for `--lr`. What was measured
+is kept beside the results (`learning_curve.cells.jsonl`), so that another machine adds to it; a cell counts only while
+the settings are those it was made with.
 
 Of ten answers users rate one. The other nine are not drawn: no learner here learns from silence.
 """
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Any, get_args
 from rich.console import Console
 
 from benchmarks import pieces
-from benchmarks.learning_report import Cells, report, show
+from benchmarks.cells import Cell, Cells
+from benchmarks.learning_report import report, show
 from benchmarks.online import ChangedSettings, Rules
 from benchmarks.pieces import Piece
 from benchmarks.report import machine, write_result
@@ -98,18 +100,16 @@ class Unit:
         return f"{self.taste}.{self.learner}.{votes}.s{self.seed}"
 
 
-def collect(plan: Plan, work: Path) -> tuple[Cells, list[str]]:
-    """The cells that exist, by (taste, learner, votes), and the names of those that do not."""
-    cells: Cells = defaultdict(list)
+def collect(plan: Plan, model: Path, there: Cells) -> tuple[list[tuple[str, Cell]], list[str]]:
+    """The cells that exist, by name, and the names of those that do not."""
+    found: list[tuple[str, Cell]] = []
     missing = []
     for unit in plan.runs():
-        for votes in plan.votes_of(unit):
-            cell = pieces.read_cell(work, unit.cell(votes))
-            if cell is None:
-                missing.append(unit.cell(votes))
-            else:
-                cells[unit.taste, unit.learner, votes].append(cell)
-    return dict(cells), missing
+        piece = plan.piece(unit, model)
+        made = pieces.found(piece, there)
+        found += [(piece.cells[rounds], cell) for rounds, cell in made.items()]
+        missing += [name for rounds, name in sorted(piece.cells.items()) if rounds not in made]
+    return found, missing
 
 
 # The command
@@ -175,20 +175,22 @@ def main(given: Sequence[str] | None = None) -> int:
         quick(chosen)
     try:
         plan = plan_of(chosen)
+        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "learning_curve")
         if not chosen.report:
-            model = chosen.model or bundled_model()
             runs = [plan.piece(unit, model) for unit in plan.runs()]
-            pieces.play(runs, work=chosen.work, samples=chosen.samples, minutes=chosen.minutes)
+            pieces.play(runs, cells=there, samples=chosen.samples, minutes=chosen.minutes)
     except (ValueError, ChangedSettings) as error:
         print(error, file=sys.stderr)
         return 2
-    result = report(*collect(plan, chosen.work))
+    found, missing = collect(plan, model, there)
+    result = report([cell for _, cell in found], missing)
     show(result, console)
     hardware = machine()
     console.print(
         f"{hardware['cores']} cores, {hardware['processor']}, GPU {hardware['gpu'] or 'none'}", highlight=False
     )
-    if not chosen.no_write and result.get("gain_points"):
+    if not chosen.no_write and found:
+        there.keep(found)
         console.print(f"written: {write_result('learning_curve', result)}", highlight=False)
     return 0
 

@@ -1,6 +1,7 @@
 """The figures and the table of `learning_curve`, from its cells."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,13 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import judging
+from benchmarks.cells import Cell
 from benchmarks.judging import Question
 
 AIMS = {"512": 30.0, "1024": 40.0}
-
-Cell = dict[str, Any]
-Cells = dict[tuple[str, str, int], list[Cell]]
-"""By taste, learner and votes: one cell a seed."""
 
 
 def figures_of(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -37,12 +35,16 @@ def figures_of(cells: Sequence[Cell]) -> dict[str, Any]:
         "rounds_passed": [sum(r["verdict"] == "candidate" for r in c["rounds"]) for c in cells],
         "seconds_a_round": round(sum(r["seconds"] for r in rounds) / max(len(rounds), 1), 1),
         "commits": sorted({c["commit"] for c in cells}),
+        "computed": sorted({f"{c['machine']['processor']}, {c['machine']['precision']}" for c in cells}),
     }
 
 
-def report(cells: Cells, missing: list[str]) -> dict[str, Any]:
+def report(cells: Sequence[Cell], missing: list[str]) -> dict[str, Any]:
     """All figures: each as `<figure>.<taste>.<learner>.<votes>`; and which cells are missing."""
-    by_cell = {key: figures_of(found) for key, found in sorted(cells.items())}
+    seeds: dict[tuple[str, str, int], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        seeds[cell["taste"], cell["learner"], cell["votes"]].append(cell)
+    by_cell = {key: figures_of(found) for key, found in sorted(seeds.items())}
     names = list(next(iter(by_cell.values()), {}))
     nested: dict[str, Any] = {name: {} for name in names}
     for (taste, learner, votes), figures in by_cell.items():
@@ -74,9 +76,9 @@ def aims(nested: dict[str, Any]) -> dict[str, Any]:
     return verdicts
 
 
-def shared_settings(cells: Cells) -> dict[str, Any]:
+def shared_settings(cells: Sequence[Cell]) -> dict[str, Any]:
     """What all cells were made with, but for taste, learner and seed."""
-    described = [json.loads(json.dumps(c["settings"])) for found in cells.values() for c in found]
+    described = [json.loads(json.dumps(c["settings"])) for c in cells]
     for one in described:
         del one["taste"], one["crowd"]["seed"], one["config"]["seed"], one["config"]["algorithm"]
     distinct = {json.dumps(one, sort_keys=True) for one in described}

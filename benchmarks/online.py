@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from benchmarks.judging import Question, Seen
-from benchmarks.report import commit
+from benchmarks.report import commit, machine
 from benchmarks.simulation import BASE, Clock, Crowd, LocalEngine, split, write_json
 from plaudit.wire.training import Batch, GeneratedAnswer, Run
 from plaudit_trainer.config import TrainerConfig
@@ -224,6 +224,11 @@ class OnlineRun:
             "questions": [q.row() for q in self.heldout(rounds, samples)],
             "settings": settings,
             "commit": commit(),
+            "machine": {
+                "processor": machine()["processor"],
+                "cores": self.rules.config.threads,
+                "precision": str(self.engine.backbone.model.dtype).removeprefix("torch."),
+            },
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

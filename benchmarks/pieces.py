@@ -1,17 +1,16 @@
 """Hours of work in pieces: runs that go on where they stopped, within the minutes given, with what remains in sight."""
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import judging
+from benchmarks.cells import Cell, Cells, kept_file
 from benchmarks.online import OnlineRun, Rules
-from benchmarks.simulation import LocalEngine, default_work, write_json
+from benchmarks.simulation import LocalEngine, default_work, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +27,6 @@ class Piece:
     kind: str
     rules: Rules
     cells: dict[int, str]
-
-
-def cell_file(work: Path, cell: str) -> Path:
-    """Where a measurement lies."""
-    return work / "cells" / f"{cell}.json"
-
-
-def read_cell(work: Path, cell: str) -> dict[str, Any] | None:
-    """A measurement, where it was taken."""
-    file = cell_file(work, cell)
-    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found
 
 
 class Budget:
@@ -63,21 +50,28 @@ class Budget:
         return self.until is None or time.monotonic() + self.expected(kind) < self.until
 
 
-def play(pieces: Sequence[Piece], *, work: Path, samples: int, minutes: float | None) -> bool:
+def play(pieces: Sequence[Piece], *, cells: Cells, samples: int, minutes: float | None) -> bool:
     """Play what is missing, as far as the time allows. Answers whether everything is there."""
-    todo = [p for p in pieces if not all(cell_file(work, c).is_file() for c in p.cells.values())]
+    todo = [piece for piece in pieces if len(found(piece, cells)) < len(piece.cells)]
     if not todo:
         return True
     budget = Budget(minutes)
-    engine = LocalEngine(todo[0].rules.model, todo[0].rules.config, work)
+    engine = LocalEngine(todo[0].rules.model, todo[0].rules.config, cells.work)
     for place, piece in enumerate(todo):
-        run = OnlineRun(work / "runs" / piece.name, piece.rules, engine)
+        run = OnlineRun(cells.work / "runs" / piece.name, piece.rules, engine)
         for rounds, cell in sorted(piece.cells.items()):
             if not _reach(run, rounds, samples, budget, todo[place:]):
                 print("stopped by --minutes; the same command goes on from here", flush=True)
                 return False
-            write_json(cell_file(work, cell), run.cell(rounds, samples))
+            cells.write(cell, run.cell(rounds, samples))
     return True
+
+
+def found(piece: Piece, cells: Cells) -> dict[int, Cell]:
+    """The measurements there are of a run, by the number of rounds."""
+    settings = piece.rules.described(fingerprint(piece.rules.model))
+    there = {rounds: cells.read(name, settings) for rounds, name in piece.cells.items()}
+    return {rounds: cell for rounds, cell in there.items() if cell is not None}
 
 
 def _reach(run: OnlineRun, rounds: int, samples: int, budget: Budget, pieces: Sequence[Piece]) -> bool:
@@ -122,8 +116,13 @@ def common_arguments(name: str, description: str | None) -> argparse.ArgumentPar
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--minutes", type=float, help="begin no step that would end later than this")
     parser.add_argument("--report", action="store_true", help="only the table of the cells that exist")
-    parser.add_argument("--no-write", action="store_true", help=f"leave benchmarks/results/{name}.json alone")
+    parser.add_argument("--no-write", action="store_true", help=f"neither read nor write benchmarks/results/{name}.*")
     return parser
+
+
+def cells_of(chosen: argparse.Namespace, benchmark: str) -> Cells:
+    """The cells that a command line is about."""
+    return Cells(chosen.work, None if chosen.no_write else kept_file(benchmark))
 
 
 def names(text: str) -> list[str]:

@@ -4,6 +4,7 @@ A `Crowd` asks and votes; a `LocalEngine` answers in the place of the server and
 about one. The other nine are not drawn here: the product learns nothing from silence, so they would change nothing.
 """
 
+import functools
 import hashlib
 import json
 import random
@@ -295,8 +296,9 @@ class LocalEngine:
             adapters.write_into(self.backbone, POLICY, adapters.read_weights(self.locations[version] / "adapter"))
 
 
+@functools.cache
 def fingerprint(model: Path) -> str:
-    """Of a model folder's weights and configuration."""
+    """Of a model folder's weights and configuration, read once a process."""
     digest = hashlib.sha256()
     for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), model / "config.json"]):
         with file.open("rb") as stream:

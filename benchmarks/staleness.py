@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import judging, pieces
+from benchmarks.cells import Cell, Cells
 from benchmarks.judging import Question
 from benchmarks.learning_curve import NO_PROBE
 from benchmarks.online import ChangedSettings, OldAnswers, Rules
@@ -87,18 +88,19 @@ Judged = dict[int, dict[OldAnswers, dict[int, list[Question]]]]
 """Held-out questions by lag, arm and seed."""
 
 
-def collect(plan: Plan, work: Path) -> tuple[Judged, list[str]]:
-    """What was judged, and the names of the cells that are missing."""
+def collect(plan: Plan, model: Path, there: Cells) -> dict[Unit, Cell]:
+    """The cells that exist."""
+    made = {unit: pieces.found(plan.piece(unit, model), there) for unit in plan.units()}
+    return {unit: cells[plan.rounds] for unit, cells in made.items() if cells}
+
+
+def judged_by(cells: dict[Unit, Cell]) -> Judged:
+    """What was judged in them."""
     judged: Judged = {}
-    missing = []
-    for unit in plan.units():
-        cell = pieces.read_cell(work, unit.name)
-        if cell is None:
-            missing.append(unit.name)
-        else:
-            questions = [Question.of(row) for row in cell["questions"]]
-            judged.setdefault(unit.lag, {}).setdefault(unit.arm, {})[unit.seed] = questions
-    return judged, missing
+    for unit, cell in cells.items():
+        questions = [Question.of(row) for row in cell["questions"]]
+        judged.setdefault(unit.lag, {}).setdefault(unit.arm, {})[unit.seed] = questions
+    return judged
 
 
 def report(judged: Judged, missing: list[str], plan: Plan) -> dict[str, Any]:
@@ -165,20 +167,22 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     try:
         pieces.known(chosen.arms, ARMS)
+        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "staleness")
         if not chosen.report:
-            model = chosen.model or bundled_model()
             runs = [plan.piece(unit, model) for unit in plan.units()]
-            pieces.play(runs, work=chosen.work, samples=chosen.samples, minutes=chosen.minutes)
+            pieces.play(runs, cells=there, samples=chosen.samples, minutes=chosen.minutes)
     except (ValueError, ChangedSettings) as error:
         print(error, file=sys.stderr)
         return 2
-    result = report(*collect(plan, chosen.work), plan)
+    found = collect(plan, model, there)
+    result = report(judged_by(found), [unit.name for unit in plan.units() if unit not in found], plan)
     show(result, console)
     hardware = machine()
     console.print(
         f"{hardware['cores']} cores, {hardware['processor']}, GPU {hardware['gpu'] or 'none'}", highlight=False
     )
-    if not chosen.no_write and result["gain_points"]:
+    if not chosen.no_write and found:
+        there.keep((unit.name, cell) for unit, cell in found.items())
         console.print(f"written: {write_result('staleness', result)}", highlight=False)
     return 0
 

@@ -1,5 +1,6 @@
 """The figures of the learning benchmarks, against numbers counted by hand."""
 
+import json
 import random
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import judging, learning_curve, learning_report, staleness
+from benchmarks.cells import Cells
 from benchmarks.judging import Question, Seen
 from benchmarks.learning_curve import Plan, Unit
 
@@ -149,15 +151,13 @@ def cell(taste: str, learner: str, seed: int, votes: int, new: int) -> learning_
         "questions": [q.row() for q in asked],
         "settings": {"taste": taste, "crowd": {"seed": seed}, "config": {"seed": seed, "algorithm": learner, "lr": 1}},
         "commit": "abc",
+        "machine": {"processor": "P", "precision": "float32"},
         "date": "2026-01-01",
     }
 
 
 def test_figures_are_named_by_taste_learner_and_votes() -> None:
-    cells = {
-        ("number", "ppo", 512): [cell("number", "ppo", s, 512, 5) for s in range(3)],
-        ("number", "kto", 512): [cell("number", "kto", s, 512, 6) for s in range(3)],
-    }
+    cells = [cell("number", "ppo", s, 512, 5) for s in range(3)] + [cell("number", "kto", s, 512, 6) for s in range(3)]
     result = learning_report.report(cells, ["number.ppo.1024.s0"])
     assert result["gain_points"]["number"]["ppo"]["512"] == [30, 30, 30]
     assert result["base_rate"]["number"]["ppo"]["512"] == 0.2
@@ -165,6 +165,7 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
     assert result["seconds_a_round"]["number"]["kto"]["512"] == 3
     assert result["missing"] == ["number.ppo.1024.s0"]
     assert result["settings"]["distinct"] == 1
+    assert result["computed"]["number"]["ppo"]["512"] == ["P, float32"]
     verdict = result["aims"]["number.512"]
     assert verdict == {
         "wanted": 30.0,
@@ -176,15 +177,12 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
 
 
 def test_an_aim_that_is_missed_is_said_to_be() -> None:
-    cells = {("number", "ppo", 512): [cell("number", "ppo", 0, 512, 4)]}
+    cells = [cell("number", "ppo", 0, 512, 4)]
     assert learning_report.report(cells, [])["aims"]["number.512"]["met"] is False
 
 
 def test_nobody_is_first_alone() -> None:
-    cells = {
-        ("number", "ppo", 512): [cell("number", "ppo", 0, 512, 6)],
-        ("number", "kto", 128): [cell("number", "kto", 0, 128, 5)],
-    }
+    cells = [cell("number", "ppo", 0, 512, 6), cell("number", "kto", 0, 128, 5)]
     result = learning_report.report(cells, [])
     assert result["aims"]["number.512"]["ppo_first_or_within"] is None
     console = Console(record=True, width=160)
@@ -195,14 +193,48 @@ def test_nobody_is_first_alone() -> None:
 def test_a_taste_that_base_already_meets_has_no_aim() -> None:
     easy = cell("number", "ppo", 0, 512, 9)
     easy["questions"] = [question([1] * 6 + [0] * 4, [1] * 9 + [0]).row()]
-    assert learning_report.report({("number", "ppo", 512): [easy]}, [])["aims"] == {}
+    assert learning_report.report([easy], [])["aims"] == {}
 
 
 def test_cells_of_unlike_settings_are_told() -> None:
     odd = cell("number", "ppo", 1, 512, 5)
     odd["settings"]["config"]["lr"] = 2
-    cells = {("number", "ppo", 512): [cell("number", "ppo", 0, 512, 5), odd]}
+    cells = [cell("number", "ppo", 0, 512, 5), odd]
     assert learning_report.report(cells, [])["settings"]["distinct"] == 2
+
+
+# Cells on disk
+
+
+def made(lr: float, new: int) -> learning_report.Cell:
+    found = cell("number", "ppo", 0, 512, new)
+    found["settings"]["config"]["lr"] = lr
+    return found
+
+
+def test_cells_kept_by_one_machine_are_found_on_the_next_and_its_own_come_first(tmp_path: Path) -> None:
+    kept = tmp_path / "results" / "kept.jsonl"
+    one, other = Cells(tmp_path / "one", kept), Cells(tmp_path / "other", kept)
+    one.write("a", made(1, new=5))
+    first = one.read("a", made(1, 0)["settings"])
+    assert first == made(1, new=5)
+    one.keep([("b", made(1, new=4)), ("a", first)])
+    assert other.read("a", first["settings"]) == first
+    other.write("a", made(1, new=9))
+    assert other.read("a", first["settings"]) == made(1, new=9)
+    other.keep([("a", made(1, new=9))])
+    assert [json.loads(line)["name"] for line in kept.read_text().splitlines()] == ["a", "b"]
+    assert Cells(tmp_path / "third", kept).read("a", first["settings"]) == made(1, new=9)
+    assert Cells(tmp_path / "third").read("a", first["settings"]) is None  # not asked for
+
+
+def test_cells_made_with_other_settings_do_not_count(tmp_path: Path) -> None:
+    there = Cells(tmp_path, tmp_path / "kept.jsonl")
+    there.keep([("a", made(1, new=5))])
+    there.write("a", made(2, new=5))
+    assert there.read("a", made(1, 0)["settings"]) == made(1, new=5)  # the kept one
+    assert there.read("a", made(2, 0)["settings"]) == made(2, new=5)
+    assert there.read("a", made(3, 0)["settings"]) is None
 
 
 # What is to be run

@@ -1,0 +1,60 @@
+"""Measurements that took hours: in a work folder, and a copy beside the results, so that another machine goes on."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS
+from benchmarks.simulation import write_json
+
+Cell = dict[str, Any]
+
+
+def kept_file(benchmark: str) -> Path:
+    """Where a benchmark's cells are kept: a line each, in the order of their names."""
+    return RESULTS / f"{benchmark}.cells.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of a benchmark. Only those made with the settings of now count: others would answer another question.
+
+    Args:
+        work: folder of this machine's runs.
+        kept: file of `keep`; None: neither read nor written.
+    """
+
+    work: Path
+    kept: Path | None = None
+
+    def file(self, name: str) -> Path:
+        """Where this machine's measurement lies."""
+        return self.work / "cells" / f"{name}.json"
+
+    def read(self, name: str, settings: Cell) -> Cell | None:
+        """A measurement: this machine's, else the one kept; None where none was made with these settings."""
+        own = [json.loads(self.file(name).read_text(encoding="utf-8"))] if self.file(name).is_file() else []
+        kept = self._kept().get(name)
+        wanted = json.loads(json.dumps(settings))
+        return next((c for c in (*own, *([kept] if kept else [])) if c["settings"] == wanted), None)
+
+    def write(self, name: str, cell: Cell) -> None:
+        """Add a measurement of this machine."""
+        write_json(self.file(name), cell)
+
+    def keep(self, cells: Iterable[tuple[str, Cell]]) -> None:
+        """Put measurements beside the results, in the place of kept ones of the same name."""
+        if self.kept is None:
+            return
+        lines = sorted((self._kept() | dict(cells)).items())
+        text = "".join(json.dumps({"name": name, **cell}, ensure_ascii=False) + "\n" for name, cell in lines)
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        self.kept.write_text(text, encoding="utf-8")
+
+    def _kept(self) -> dict[str, Cell]:
+        if self.kept is None or not self.kept.is_file():
+            return {}
+        lines = map(json.loads, self.kept.read_text(encoding="utf-8").splitlines())
+        return {line.pop("name"): line for line in lines}
