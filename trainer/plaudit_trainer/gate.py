@@ -18,14 +18,14 @@ from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.gate_checks import PromptFigures
 from plaudit_trainer.models import POLICY, Backbone, Encoded, Exchange
 from plaudit_trainer.rewarding import Rewards
-from plaudit_trainer.rollouts import end_tokens
+from plaudit_trainer.rollouts import Drawn, end_tokens
 
 
 def check(
     backbone: Backbone,
     rewards: Rewards,
     parents: Sequence[Trajectory],
-    answers: Sequence[Exchange],
+    candidates: Sequence[Drawn],
     *,
     decode: Callable[[Sequence[int]], str],
     alarms: Sequence[str],
@@ -36,7 +36,7 @@ def check(
     Args:
         rewards: what the policy followed, and the judge that it never saw.
         parents: the parent's answers to held-out prompts, drawn at temperature 1.
-        answers: the candidate's answers, one for each of `parents`, to the same prompts, drawn likewise.
+        candidates: the candidate's answers, one for each of `parents`, to the same prompts, drawn likewise.
         decode: the text of response ids.
         alarms: what training itself reported; any one fails the gate.
 
@@ -47,9 +47,7 @@ def check(
     if not parents:
         missing = "answers to held-out prompts from parent and candidate"
         return _report([*first, GateCheck(name="win_rate", passed=False, value=None, bound=missing)])
-    old, new = backbone.encode([Exchange(*t.tokens) for t in parents]), backbone.encode(list(answers))
-    with backbone.using(POLICY):
-        own = backbone.all_logprobs(new, [1.0] * len(new))
+    old, new = backbone.encode([Exchange(*t.tokens) for t in parents]), backbone.encode([a for a, _ in candidates])
 
     def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, PromptFigures]:
         return by_prompt([t.cluster for t in parents], before, after)
@@ -62,7 +60,7 @@ def check(
 
     ends, independent = end_tokens(backbone.model), rewards.independent
     kls = paired([0.0] * len(old), backbone.answer_kls(new, POLICY, anchor_of(config)).tolist())
-    surprise = paired([-sum(t.logprobs) for t in parents], [-logprobs.sum().item() for logprobs in own])
+    surprise = paired([-sum(t.logprobs) for t in parents], [-sum(logprobs) for _, logprobs in candidates])
     lengths = each(lambda e: len(e.exchange.response_ids))
     return _report(
         [

@@ -14,6 +14,9 @@ from plaudit_trainer.learner import Sampler
 from plaudit_trainer.models import POLICY, Backbone, Exchange
 from plaudit_trainer.sampling import Draw
 
+Drawn = tuple[Exchange, list[float]]
+"""An answer, and its tokens' log-probabilities (nats) as they were when drawn."""
+
 
 def draw(
     sampler: Sampler, prompts: dict[str, list[JsonObject]], *, version: str, n: int, sampling: SamplingParams
@@ -70,15 +73,15 @@ def draw_unpublished(
     temperature: float,
     seed: int,
     adapter: str = POLICY,
-) -> list[tuple[Exchange, list[float]]]:
-    """`generate_unpublished`, each answer with its tokens' log-probabilities (nats) as they were when drawn.
+) -> list[Drawn]:
+    """`generate_unpublished`, each answer with its tokens' log-probabilities.
 
     What all prompts of a pass begin with is computed once. Prompts of unlike length are padded before what is their
     own; the mask, from which Hugging Face derives position ids, is made from lengths, since the padding token is often
     the end-of-text token.
     """
     ends = end_tokens(backbone.model)
-    results: dict[int, tuple[Exchange, list[float]]] = {}
+    results: dict[int, Drawn] = {}
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), backbone.using(adapter):
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ from plaudit_trainer.config import TrainerConfig
 from plaudit_trainer.learner import Job, Outcome, Reporter, Sampler, Verdict
 from plaudit_trainer.models import POLICY, REFERENCE, Backbone, EncodedOnce, Exchange
 from plaudit_trainer.readers import reader_for
-from plaudit_trainer.rollouts import draw, end_tokens, generate_unpublished
+from plaudit_trainer.rollouts import draw, draw_unpublished, end_tokens
 from plaudit_trainer.staleness import without_stale
 from plaudit_trainer.trajectories import PolicyData, prepare
 
@@ -160,7 +160,7 @@ def _gate(
 ) -> tuple[list[Exchange], GateReport]:
     """The candidate's answers to held-out prompts, and what they say of it."""
     desk.reporter.stage("gate")
-    answers = generate_unpublished(
+    drawn = draw_unpublished(
         desk.backbone,
         [t.tokens[0] for t in parents],
         max_new_tokens=desk.config.max_new_tokens,
@@ -171,14 +171,14 @@ def _gate(
         desk.backbone,
         rewards,
         parents,
-        answers,
+        drawn,
         decode=lambda ids: desk.tokenizer.decode(ids, skip_special_tokens=True),
         alarms=trained.alarms,
         config=desk.config,
     )
     desk.metrics.update({f"gate/{c.name}": c.value for c in report.checks if c.value is not None})
     desk.reporter.step(0, {})
-    return answers, report
+    return [answer for answer, _ in drawn], report
 
 
 def _probe(desk: _Desk, data: PolicyData, trained: Trained, answers: Sequence[Exchange]) -> None:
