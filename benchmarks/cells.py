@@ -21,6 +21,9 @@ def kept_file(benchmark: str) -> Path:
 class Cells:
     """The cells of a benchmark. Only those made with the settings of now count: others would answer another question.
 
+    A setting that did not exist when a cell was made is not compared: else each new one would throw hours away. The
+    report says where cells were not made with all the same settings, and by which commits.
+
     Args:
         work: folder of this machine's runs.
         kept: file of `keep`; None: neither read nor written.
@@ -38,7 +41,7 @@ class Cells:
         own = [json.loads(self.file(name).read_text(encoding="utf-8"))] if self.file(name).is_file() else []
         kept = self._kept().get(name)
         wanted = json.loads(json.dumps(settings))
-        return next((c for c in (*own, *([kept] if kept else [])) if c["settings"] == wanted), None)
+        return next((c for c in (*own, *([kept] if kept else [])) if _made_with(c["settings"], wanted)), None)
 
     def write(self, name: str, cell: Cell) -> None:
         """Add a measurement of this machine."""
@@ -58,3 +61,10 @@ class Cells:
             return {}
         lines = map(json.loads, self.kept.read_text(encoding="utf-8").splitlines())
         return {line.pop("name"): line for line in lines}
+
+
+def _made_with(made: Any, wanted: Any) -> bool:
+    """Whether all that was set then is set so now."""
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        return all(name in wanted and _made_with(value, wanted[name]) for name, value in made.items())
+    return bool(made == wanted)

@@ -202,3 +202,13 @@ def test_settings_that_can_work_are_not() -> None:
     assert TrainerConfig(algorithm="grpo", rollouts_per_prompt=2).rollouts_per_prompt == 2
     assert TrainerConfig(algorithm="kto").minibatch >= 2
     assert TrainerConfig(minibatch=1, rollout_prompts=0).minibatch == 1
+
+
+def test_dpo_steps_further_by_default_and_as_told_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TrainerConfig(algorithm="dpo").lr == pytest.approx(5 * TrainerConfig(algorithm="ppo").lr)
+    assert TrainerConfig(algorithm="kto").lr == TrainerConfig().lr
+    assert TrainerConfig(algorithm="dpo", lr=1e-4).lr == 1e-4
+    again = TrainerConfig.model_validate(TrainerConfig(algorithm="dpo").model_dump())
+    assert again.lr == TrainerConfig(algorithm="dpo").lr  # not five times as much once more
+    monkeypatch.setenv("PLAUDIT_TRAINER_LR", "2e-4")
+    assert TrainerConfig(algorithm="dpo").lr == 2e-4

@@ -237,6 +237,13 @@ def test_cells_made_with_other_settings_do_not_count(tmp_path: Path) -> None:
     assert there.read("a", made(3, 0)["settings"]) is None
 
 
+def test_a_setting_that_came_later_is_not_compared_and_one_that_went_is(tmp_path: Path) -> None:
+    there, now = Cells(tmp_path), made(1, 0)["settings"]
+    there.write("a", made(1, new=5))
+    assert there.read("a", now | {"config": now["config"] | {"later": 7}}) == made(1, new=5)
+    assert there.read("a", now | {"config": {"algorithm": "ppo", "seed": 0}}) is None
+
+
 # What is to be run
 
 
