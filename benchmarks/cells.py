@@ -10,6 +10,7 @@ from benchmarks.report import RESULTS
 from benchmarks.simulation import write_json
 
 Cell = dict[str, Any]
+"""One measurement, as `OnlineRun.cell` makes it: its `settings`, `questions`, `rounds`, and what it was computed on."""
 
 
 def kept_file(benchmark: str) -> Path:
@@ -36,7 +37,7 @@ class Cells:
         """Where this machine's measurement lies."""
         return self.work / "cells" / f"{name}.json"
 
-    def read(self, name: str, settings: Cell) -> Cell | None:
+    def read(self, name: str, settings: dict[str, Any]) -> Cell | None:
         """A measurement: this machine's, else the one kept; None where none was made with these settings."""
         own = [json.loads(self.file(name).read_text(encoding="utf-8"))] if self.file(name).is_file() else []
         kept = self._kept().get(name)
@@ -54,7 +55,9 @@ class Cells:
         lines = sorted((self._kept() | dict(cells)).items())
         text = "".join(json.dumps({"name": name, **cell}, ensure_ascii=False) + "\n" for name, cell in lines)
         self.kept.parent.mkdir(parents=True, exist_ok=True)
-        self.kept.write_text(text, encoding="utf-8")
+        draft = self.kept.with_suffix(".draft")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(self.kept)  # whole or not at all: what is in it took hours
 
     def _kept(self) -> dict[str, Cell]:
         if self.kept is None or not self.kept.is_file():
