@@ -5,6 +5,7 @@ over questions, since answers to one question resemble each other. With three se
 only roughly: the interval is honest about questions, hopeful about seeds.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,12 +118,41 @@ def kept_share(part: Seeds, whole: Seeds) -> list[float]:
     return _interval(sums, lambda s: _ratio(s[..., 0], s[..., 2]))
 
 
+Duel = tuple[Sequence[Question], Sequence[Question]]
+"""Two learners' answers to the same questions, judged by the same taste."""
+
+
+def lead_points(seeds: Sequence[Sequence[Duel]]) -> list[float]:
+    """[mean, low, high]: points by which the first learner's gain exceeds the second's, every duel weighing the same.
+
+    Args:
+        seeds: each seed's duels, one a taste. Tastes of a seed share their questions, so that these, not their answers
+            to a taste, are what the bootstrap draws.
+
+    Raises:
+        ValueError: for a duel over different questions.
+    """
+    return _interval([_lead_sums(duels) for duels in seeds], lambda s: 100 * s[..., 0] / s[..., 1])
+
+
 # Sums over questions
 
 
 def _gain_sums(question: Question) -> Floats:
     new, base = (np.mean([s.liked for s in side]) for side in (question.new, question.base))
     return np.array([new - base, 1.0])
+
+
+def _lead_sums(duels: Sequence[Duel]) -> Floats:
+    """(questions, 2): the difference of gains, summed over tastes, and how many these are."""
+    by_text: dict[str, Floats] = defaultdict(lambda: np.zeros(2))
+    for duel in duels:
+        mine, theirs = ({q.text: _gain_sums(q)[0] for q in side} for side in duel)
+        if mine.keys() != theirs.keys():
+            raise ValueError("both learners must have answered the same questions")
+        for text, gain in mine.items():
+            by_text[text] += np.array([gain - theirs[text], 1.0])
+    return np.stack(list(by_text.values()))
 
 
 def _matched_sums(question: Question) -> Floats:

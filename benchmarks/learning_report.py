@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -50,7 +50,26 @@ def report(cells: Sequence[Cell], missing: list[str]) -> dict[str, Any]:
     for (taste, learner, votes), figures in by_cell.items():
         for name in names:
             nested[name].setdefault(taste, {}).setdefault(learner, {})[str(votes)] = figures[name]
-    return {**nested, "aims": aims(nested), "missing": missing, "settings": shared_settings(cells)}
+    further = {"aims": aims(nested), "ppo_lead_points": leads(cells)}
+    return {**nested, **further, "missing": missing, "settings": settings_of(cells)}
+
+
+def leads(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By other learner, votes and taste (or `all`): the points that PPO gained more, on the seeds that both have."""
+    asked = {
+        (c["learner"], str(c["votes"]), c["taste"], c["seed"]): [Question.of(row) for row in c["questions"]]
+        for c in cells
+    }
+    duels: dict[tuple[str, str, str], dict[int, list[judging.Duel]]] = defaultdict(lambda: defaultdict(list))
+    for (learner, votes, taste, seed), theirs in sorted(asked.items()):
+        mine = asked.get(("ppo", votes, taste, seed))
+        if learner != "ppo" and mine:
+            for name in (taste, "all"):
+                duels[learner, votes, name][seed].append((mine, theirs))
+    found: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    for (learner, votes, name), by_seed in duels.items():
+        found[learner][votes][name] = judging.lead_points(list(by_seed.values()))
+    return {learner: dict(by_votes) for learner, by_votes in found.items()}
 
 
 def aims(nested: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +95,29 @@ def aims(nested: dict[str, Any]) -> dict[str, Any]:
     return verdicts
 
 
-def shared_settings(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What all cells were made with, but for taste, learner and seed."""
-    described = [json.loads(json.dumps(c["settings"])) for c in cells]
-    for one in described:
-        del one["taste"], one["crowd"]["seed"], one["config"]["seed"], one["config"]["algorithm"]
-    distinct = {json.dumps(one, sort_keys=True) for one in described}
-    return {"distinct": len(distinct), "examples": [json.loads(text) for text in sorted(distinct)[:3]]}
+def settings_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What all cells were made with, but for taste, learner and seed; and what not all: the learners of each value."""
+    learners: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for cell in cells:
+        for name, value in _flat(cell["settings"]):
+            learners[name][json.dumps(value)].add(cell["learner"])
+    for own in _OWN_SETTINGS:
+        learners.pop(own, None)
+    same = {name: json.loads(next(iter(values))) for name, values in learners.items() if len(values) == 1}
+    differing = {
+        name: {value: sorted(who) for value, who in sorted(values.items())}
+        for name, values in learners.items()
+        if len(values) > 1
+    }
+    return {"same": same, "differing": differing}
+
+
+def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(settings.items()):
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -99,10 +134,16 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, verdict in result["aims"].items():
         met = "met" if verdict["met"] else "not met"
         console.print(f"{name}: aim +{verdict['wanted']:.0f} {met}; {_place(verdict)}", highlight=False)
+    for learner, by_votes in result["ppo_lead_points"].items():
+        for votes, tastes in by_votes.items():
+            apart = ", ".join(f"{name} {points[0]:+.1f}" for name, points in tastes.items() if name != "all")
+            lead = f"{_points(tastes['all'])} ({apart})"
+            console.print(f"ppo before {learner} after {votes} votes: {lead}", highlight=False)
     if result["missing"]:
         console.print(f"missing {len(result['missing'])}: {', '.join(result['missing'])}", highlight=False)
-    if result["settings"]["distinct"] > 1:
-        console.print(f"beware: the cells were made with {result['settings']['distinct']} different settings")
+    for name, values in result["settings"]["differing"].items():
+        differing = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+        console.print(f"not the same in all cells: {name} {differing}", highlight=False)
 
 
 def _place(verdict: dict[str, Any]) -> str:
@@ -125,20 +166,23 @@ _COLUMNS = [
     "KL",
     "passed",
 ]
-_NOT_BY_CELL = ("aims", "missing", "settings")
+_OWN_SETTINGS = ("taste", "crowd.seed", "config.seed", "config.algorithm")
+"""Those that make a cell what it is."""
+_NOT_BY_CELL = ("aims", "ppo_lead_points", "missing", "settings")
 
 
 def _row(cell: dict[str, Any]) -> list[str]:
-    def points(name: str) -> str:
-        mean, low, high = cell[name]
-        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
     return [
         str(cell["seeds"]),
-        points("gain_points"),
-        points("length_adjusted_gain_points"),
+        _points(cell["gain_points"]),
+        _points(cell["length_adjusted_gain_points"]),
         f"{cell['win_rate'][0]:.2f}",
         f"{cell['mean_words'][0]:.0f} → {cell['mean_words'][1]:.0f}",
         f"{cell['kl_to_base']:.1f}",
         "/".join(map(str, cell["rounds_passed"])),
     ]
+
+
+def _points(interval: Sequence[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -118,8 +118,21 @@ def report(judged: Judged, missing: list[str], plan: Plan) -> dict[str, Any]:
             if lag and both and judging.gain_points(whole)[1] > 0:  # else there is nothing to keep a share of
                 kept = judging.kept_share([by_seed[s] for s in both], whole)
                 result["gain_kept"].setdefault(arm, {})[str(lag)] = kept
+    result["decoupled_lead_points"] = leads(judged)
     kept_at_4 = result["gain_kept"].get("decoupled", {}).get("4")
     return result | ({"gain_kept_at_lag_4": kept_at_4} if kept_at_4 else {})
+
+
+def leads(judged: Judged) -> dict[str, dict[str, list[float]]]:
+    """By other arm and lag: the points that the decoupled arm gained more, on the seeds that both have."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for lag, arms in sorted(judged.items()):
+        mine = arms.get("decoupled", {})
+        for arm, theirs in arms.items():
+            both = [[(mine[seed], theirs[seed])] for seed in theirs if seed in mine]
+            if arm != "decoupled" and both:
+                found.setdefault(arm, {})[str(lag)] = judging.lead_points(both)
+    return found
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -134,6 +147,10 @@ def show(result: dict[str, Any], console: Console) -> None:
             kl = f"{result['kl_to_base'][arm][lag]:.1f}"
             table.add_row(lag, arm, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", share, kl)
     console.print(table)
+    for arm, lags in result["decoupled_lead_points"].items():
+        for lag, (mean, low, high) in lags.items():
+            lead = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] points"
+            console.print(f"decoupled before {arm} at lag {lag}: {lead}", highlight=False)
     if result["missing"]:
         console.print(f"missing {len(result['missing'])}: {', '.join(result['missing'])}", highlight=False)
 

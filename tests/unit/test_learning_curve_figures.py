@@ -124,6 +124,25 @@ def test_the_share_that_is_kept_is_paired_by_question() -> None:
     assert share == pytest.approx(0.5) and low == pytest.approx(0.5) and high == pytest.approx(0.5)
 
 
+def test_a_lead_is_the_mean_difference_of_gains_and_none_before_oneself() -> None:
+    mine = [question([0, 0], [1, 1], "a"), question([0, 1], [1, 1], "b")]
+    theirs = [question([0, 0], [1, 0], "a"), question([0, 1], [1, 1], "b")]
+    assert judging.lead_points([[(mine, theirs)]])[0] == 25
+    assert judging.lead_points([[(mine, mine)], [(theirs, theirs)]]) == [0, 0, 0]
+
+
+def test_tastes_share_their_questions_so_more_of_them_are_no_more_questions() -> None:
+    """The same difference seen by a second taste tells nothing new: the interval stays as wide."""
+    mine = [question([0], [i % 2], str(i)) for i in range(20)]
+    theirs = [question([0], [0], str(i)) for i in range(20)]
+    assert judging.lead_points([[(mine, theirs)] * 2]) == judging.lead_points([[(mine, theirs)]])
+
+
+def test_a_duel_over_different_questions_is_refused() -> None:
+    with pytest.raises(ValueError, match="same questions"):
+        judging.lead_points([[([question([0], [1], "a")], [question([0], [1], "b")])]])
+
+
 def test_means_are_of_the_side_that_is_asked_for() -> None:
     seeds = [[question([0], [1, 1])], [question([1, 1], [1])]]
     assert judging.mean_of(seeds, "base", "liked") == 0.5
@@ -164,7 +183,7 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
     assert result["rounds_passed"]["number"]["kto"]["512"] == [1, 1, 1]
     assert result["seconds_a_round"]["number"]["kto"]["512"] == 3
     assert result["missing"] == ["number.ppo.1024.s0"]
-    assert result["settings"]["distinct"] == 1
+    assert result["settings"] == {"same": {"config.lr": 1}, "differing": {}}
     assert result["computed"]["number"]["ppo"]["512"] == ["P, float32"]
     verdict = result["aims"]["number.512"]
     assert verdict == {
@@ -174,6 +193,20 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
         "beside": ["kto"],
         "ppo_first_or_within": False,
     }
+
+
+def test_the_lead_of_ppo_is_over_what_both_were_measured_on() -> None:
+    cells = [cell("number", "ppo", s, 512, 5) for s in range(3)] + [cell("number", "kto", s, 512, 6) for s in range(2)]
+    cells += [cell("you", "ppo", 0, 512, 5), cell("you", "kto", 0, 512, 2), cell("you", "dpo", 0, 128, 2)]
+    result = learning_report.report(cells, [])
+    lead = result["ppo_lead_points"]
+    assert lead["kto"]["512"]["number"] == [-10, -10, -10]
+    assert lead["kto"]["512"]["you"] == [30, 30, 30]
+    assert lead["kto"]["512"]["all"][0] == pytest.approx((-10 - 10 + 30) / 3, abs=1e-3)
+    assert lead.keys() == {"kto"}
+    console = Console(record=True, width=160)
+    learning_report.show(result, console)
+    assert "ppo before kto after 512 votes" in console.export_text()
 
 
 def test_an_aim_that_is_missed_is_said_to_be() -> None:
@@ -200,7 +233,11 @@ def test_cells_of_unlike_settings_are_told() -> None:
     odd = cell("number", "ppo", 1, 512, 5)
     odd["settings"]["config"]["lr"] = 2
     cells = [cell("number", "ppo", 0, 512, 5), odd]
-    assert learning_report.report(cells, [])["settings"]["distinct"] == 2
+    result = learning_report.report(cells, [])
+    assert result["settings"]["differing"] == {"config.lr": {"1": ["ppo"], "2": ["ppo"]}}
+    console = Console(record=True, width=160)
+    learning_report.show(result, console)
+    assert "not the same in all cells: config.lr 1 (ppo); 2 (ppo)" in console.export_text()
 
 
 # Cells on disk
@@ -305,6 +342,7 @@ def test_the_gain_kept_is_that_of_the_decoupled_arm_at_lag_4() -> None:
     assert result["gain_kept_at_lag_4"] == [0.8, 0.8, 0.8]
     assert result["gain_kept"]["naive"]["4"][0] == pytest.approx(0.2)
     assert result["gain_points"]["naive"]["4"][0] == 10
+    assert result["decoupled_lead_points"] == {"naive": {"4": [30, 30, 30]}}
     assert result["missing"] == ["x"]
 
 
