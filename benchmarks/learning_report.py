@@ -13,6 +13,8 @@ from benchmarks.cells import Cell
 from benchmarks.judging import Question
 
 AIMS = {"512": 30.0, "1024": 40.0}
+Leads = dict[str, dict[str, dict[str, list[float]]]]
+"""Points that PPO gained more, with interval: by other learner, votes, and taste or `all`."""
 
 
 def figures_of(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -50,12 +52,18 @@ def report(cells: Sequence[Cell], missing: list[str]) -> dict[str, Any]:
     for (taste, learner, votes), figures in by_cell.items():
         for name in names:
             nested[name].setdefault(taste, {}).setdefault(learner, {})[str(votes)] = figures[name]
-    further = {"aims": aims(nested), "ppo_lead_points": leads(cells)}
-    return {**nested, **further, "missing": missing, "settings": settings_of(cells)}
+    ahead = leads(cells)
+    further = {
+        "aims": aims(nested, ahead),
+        "ppo_lead_points": ahead,
+        "missing": missing,
+        "settings": settings_of(cells),
+    }
+    return nested | further
 
 
-def leads(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By other learner, votes and taste (or `all`): the points that PPO gained more, on the seeds that both have."""
+def leads(cells: Sequence[Cell]) -> Leads:
+    """PPO's leads, each on the seeds that both have."""
     asked = {
         (c["learner"], str(c["votes"]), c["taste"], c["seed"]): [Question.of(row) for row in c["questions"]]
         for c in cells
@@ -66,31 +74,33 @@ def leads(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, list[float]]]]
         if learner != "ppo" and mine:
             for name in (taste, "all"):
                 duels[learner, votes, name][seed].append((mine, theirs))
-    found: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    found: Leads = {}
     for (learner, votes, name), by_seed in duels.items():
-        found[learner][votes][name] = judging.lead_points(list(by_seed.values()))
-    return {learner: dict(by_votes) for learner, by_votes in found.items()}
+        lead = judging.lead_points(list(by_seed.values()))
+        found.setdefault(learner, {}).setdefault(votes, {})[name] = lead
+    return found
 
 
-def aims(nested: dict[str, Any]) -> dict[str, Any]:
+def aims(nested: dict[str, Any], leads: Leads) -> dict[str, Any]:
     """For tastes that base meets less than half of the time: is PPO's gain as wanted, is it first or near the first?
 
-    The latter is None where nobody else was measured on as many votes.
+    Near is who is not certainly behind: whose paired interval, on the seeds that both have, reaches 0. It is None where
+    nobody else was measured on as many votes.
     """
     verdicts: dict[str, Any] = {}
     for taste, learners in nested.get("gain_points", {}).items():
         for votes, wanted in AIMS.items():
-            gains = {name: by_votes[votes] for name, by_votes in learners.items() if votes in by_votes}
-            if "ppo" not in gains or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
+            gain = learners.get("ppo", {}).get(votes)
+            if gain is None or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
                 continue
-            first = max(gains, key=lambda name: gains[name][0])
-            near = gains["ppo"][0] >= gains[first][1] if len(gains) > 1 else None
+            ahead = {other: lead[votes][taste] for other, lead in leads.items() if taste in lead.get(votes, {})}
+            closest = min(ahead, key=lambda other: ahead[other][0], default=None)
             verdicts[f"{taste}.{votes}"] = {
                 "wanted": wanted,
-                "met": gains["ppo"][0] >= wanted,
-                "first": first,
-                "beside": sorted(gains.keys() - {"ppo"}),
-                "ppo_first_or_within": near,
+                "met": gain[0] >= wanted,
+                "first": "ppo" if closest is None or ahead[closest][0] >= 0 else closest,
+                "beside": sorted(ahead),
+                "ppo_first_or_within": all(high >= 0 for _, _, high in ahead.values()) if ahead else None,
             }
     return verdicts
 

@@ -223,6 +223,13 @@ def test_nobody_is_first_alone() -> None:
     assert "no other learner to compare ppo with" in console.export_text()
 
 
+def test_who_is_first_is_told_by_the_seeds_that_both_have() -> None:
+    """A hard seed that only PPO was measured on does not put it behind."""
+    cells = [cell("number", "ppo", 0, 512, 6), cell("number", "ppo", 1, 512, 3), cell("number", "kto", 0, 512, 5)]
+    verdict = learning_report.report(cells, [])["aims"]["number.512"]
+    assert verdict["first"] == "ppo" and verdict["ppo_first_or_within"] is True
+
+
 def test_a_taste_that_base_already_meets_has_no_aim() -> None:
     easy = cell("number", "ppo", 0, 512, 9)
     easy["questions"] = [question([1] * 6 + [0] * 4, [1] * 9 + [0]).row()]
