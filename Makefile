@@ -70,7 +70,7 @@ docs: ## build the documentation site into dist/docs/site, strictly: a broken li
 pictures: pages-test ## take the screenshots that the tests of the pages leave over into docs/images
 	$(PY) docs/site/pictures.py
 
-demo: setup ## simulated users with stated tastes; the trainer learns them; about 10 minutes a taste on 2 cores
+demo: setup ## simulated users with stated tastes; the trainer learns them; about 12 minutes a taste on 2 cores
 	$(PY) -m benchmarks.demo
 
 chaos: setup ## kill -9 of server, engine or trainer at 20 random moments
