@@ -62,6 +62,9 @@ class Question:
 Seeds = Sequence[Sequence[Question]]
 """The questions of each seed."""
 
+Duel = tuple[Sequence[Question], Sequence[Question]]
+"""Two learners' answers to the same questions, judged by the same taste."""
+
 
 def gain_points(seeds: Seeds) -> list[float]:
     """[mean, low, high]: points that the 👍-rate rose."""
@@ -116,10 +119,6 @@ def kept_share(part: Seeds, whole: Seeds) -> list[float]:
         for left, right in zip(part, whole, strict=True)
     ]
     return _interval(sums, lambda s: _ratio(s[..., 0], s[..., 2]))
-
-
-Duel = tuple[Sequence[Question], Sequence[Question]]
-"""Two learners' answers to the same questions, judged by the same taste."""
 
 
 def lead_points(seeds: Sequence[Sequence[Duel]]) -> list[float]:

@@ -81,7 +81,7 @@ def leads(cells: Sequence[Cell]) -> Leads:
     return found
 
 
-def aims(nested: dict[str, Any], leads: Leads) -> dict[str, Any]:
+def aims(nested: dict[str, Any], found: Leads) -> dict[str, Any]:
     """For tastes that base meets less than half of the time: is PPO's gain as wanted, is it first or near the first?
 
     Near is who is not certainly behind: whose paired interval, on the seeds that both have, reaches 0. It is None where
@@ -93,7 +93,7 @@ def aims(nested: dict[str, Any], leads: Leads) -> dict[str, Any]:
             gain = learners.get("ppo", {}).get(votes)
             if gain is None or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
                 continue
-            ahead = {other: lead[votes][taste] for other, lead in leads.items() if taste in lead.get(votes, {})}
+            ahead = {other: lead[votes][taste] for other, lead in found.items() if taste in lead.get(votes, {})}
             closest = min(ahead, key=lambda other: ahead[other][0], default=None)
             verdicts[f"{taste}.{votes}"] = {
                 "wanted": wanted,
