@@ -31,8 +31,11 @@ function icon(thumb: "up" | "down"): SVGElement {
   return svg;
 }
 
+/** Attributes that make it another answer; the others are its look. */
+const ANSWER = ["response-id", "token", "value"];
+
 export class PlauditThumbs extends HTMLElement {
-  static readonly observedAttributes = ["response-id", "token", "value", "lang", "reasons-up", "reasons-down", "comment"];
+  static readonly observedAttributes = [...ANSWER, "lang", "reasons-up", "reasons-down", "comment"];
 
   readonly #root = this.attachShadow({ mode: "open" });
   #words: Words = wordsFor("en");
@@ -57,17 +60,26 @@ export class PlauditThumbs extends HTMLElement {
 
   attributeChangedCallback(name: string, before: string | null, now: string | null): void {
     if (name === "token" && now === this.#token) return; // the page keeps the next token, which is in use already
-    if (this.isConnected && before !== now) this.#begin();
+    const drawn = this.#root.childElementCount > 0; // an element from the page's HTML gets its attributes first
+    if (!drawn || !this.isConnected || before === now) return;
+    if (ANSWER.includes(name)) this.#begin();
+    else this.#restyle();
   }
 
-  /** Another answer or another look: all begins anew. */
+  /** Another look of the same answer: what was voted, and the token that comes next, stay. */
+  #restyle(): void {
+    const asking = !this.#panel.hidden;
+    this.#render();
+    if (asking) this.#fillPanel();
+  }
+
+  /** Another answer, or the first: all begins anew. */
   #begin(): void {
     const value = this.getAttribute("value");
     const shown: Thumb = value === "up" || value === "down" ? value : null;
     this.#token = this.getAttribute("token") ?? "";
     this.#kept = { value: shown };
     this.#wanted = { value: shown };
-    this.#words = wordsFor(this.#language());
     this.#render();
   }
 
@@ -76,7 +88,8 @@ export class PlauditThumbs extends HTMLElement {
   }
 
   #render(): void {
-    const words = this.#words;
+    const words = wordsFor(this.#language());
+    this.#words = words;
     this.#thumbs = {
       up: button("thumb up", words.up, icon("up")),
       down: button("thumb down", words.down, icon("down")),

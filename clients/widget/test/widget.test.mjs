@@ -80,6 +80,22 @@ test("a page that writes the next token back does not undo the vote", async () =
   assert.equal(made.value, "up");
 });
 
+test("a page that changes the look keeps the vote and the next token", async () => {
+  const { made, part, parts, said } = mount();
+  part("up").click();
+  await until(() => said().startsWith("Thank you"));
+  made.setAttribute("reasons-up", "kind=Kind");
+  assert.deepEqual(parts("reason").map(({ textContent }) => textContent), ["Kind"]);
+  made.setAttribute("lang", "zh");
+  assert.equal(part("up").getAttribute("aria-label"), "好的回答");
+  assert.equal(part("up").getAttribute("aria-pressed"), "true");
+  assert.equal(made.value, "up");
+  part("up").click();
+  await until(() => sent.length === 2);
+  assert.equal(sent[1].url.split("/").at(-1), "ft1_second");
+  assert.equal(sent[1].body.value, null);
+});
+
 test("reasons and a comment follow under the next token; the vote is repeated, since the second word replaces the first", async () => {
   const { part, parts, said } = mount();
   part("down").click();
