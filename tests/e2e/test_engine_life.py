@@ -104,6 +104,10 @@ async def test_chat_streams_and_a_closed_stream_aborts(case: Case) -> None:
     assert stream.trace.choices[0].response_ids == trace.choices[0].response_ids, "the same seed"
     assert stream.trace.prompt_ids == trace.prompt_ids
 
+    with pytest.raises(EngineRefused, match="maximum context length") as refused:
+        long = {"messages": [{"role": "user", "content": "word " * 5000}]}
+        await client.chat(long, model="base", version="base", request_id="long")
+    assert refused.value.code == "context_length_exceeded"
     with pytest.raises(EngineRefused, match=r"maximum context length|max_model_len"):
         await client.chat(ask | {"max_tokens": 999_999}, model="base", version="base", request_id="long")
 

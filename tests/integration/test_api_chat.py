@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from plaudit_server.engine.fake import FakeEngine
+from plaudit_server.errors import EngineRefused
 from tests.support.server import HELLO, Harness, ask_and_leave, serving, until
 
 CHAT = "/v1/chat/completions"
@@ -231,7 +232,7 @@ async def test_an_engine_that_breaks_down_answers_502(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_what_the_engine_refuses_is_passed_on(tmp_path: Path, stream: bool) -> None:
     async with serving(tmp_path) as server:
-        server.engine.refuse = "This model's maximum context length is 2048 tokens."
+        server.engine.refuse = EngineRefused(400, "This model's maximum context length is 2048 tokens.")
         answer = await server.admin.post(CHAT, json={"messages": HELLO, "stream": stream})
         assert answer.status_code == 400
         assert answer.json()["error"]["message"].startswith("This model's maximum")

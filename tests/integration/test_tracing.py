@@ -22,7 +22,7 @@ from plaudit_server import tracing as module
 from plaudit_server.app import create_app
 from plaudit_server.engine.fake import FakeEngine
 from plaudit_server.engine.replica import ReplicaClient
-from plaudit_server.errors import EngineUnavailable, SettingError
+from plaudit_server.errors import EngineRefused, EngineUnavailable, SettingError
 from plaudit_server.settings import Settings
 from plaudit_server.tracing import Tracing, carried_by, open_tracing, outgoing_headers
 from tests.support.server import HELLO, serving
@@ -155,7 +155,7 @@ async def test_a_failure_is_marked_by_its_type(
     tmp_path: Path, tracing: Tracing, exporter: InMemorySpanExporter, stream: bool
 ) -> None:
     async with serving(tmp_path, tracing=tracing) as server:
-        server.engine.refuse = f"I refuse {MARKER}"
+        server.engine.refuse = EngineRefused(400, f"I refuse {MARKER}")
         refused = await server.admin.post("/v1/chat/completions", json={"messages": HELLO, "stream": stream})
         assert refused.status_code == 400
         (asked,) = named(exporter, "engine.chat_stream" if stream else "engine.chat")
@@ -205,7 +205,7 @@ async def test_no_text_of_users_is_in_any_span(
         server.engine.fail_after_tokens = 1
         await server.admin.post("/v1/chat/completions", json={"messages": HELLO, "stream": True, "user": MARKER})
         server.engine.fail_after_tokens = None
-        server.engine.refuse = MARKER
+        server.engine.refuse = EngineRefused(400, MARKER)
         await server.admin.post("/v1/chat/completions", json={"messages": HELLO}, headers={"baggage": f"a={MARKER}"})
         await server.admin.get(f"/{MARKER}")
         await server.admin.get(f"/v1/versions/{MARKER}")

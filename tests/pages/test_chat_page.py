@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from plaudit_server.errors import EngineRefused
 from tests.pages.conftest import Site
 from tests.pages.looks import shoot, violations
 from tests.support.stack import wait_for
@@ -357,10 +358,26 @@ def test_an_engine_that_fails_is_told_and_can_be_asked_again(chat: Page, site: S
     chat.get_by_label("Message", exact=True).fill("Break.")
     chat.keyboard.press("Enter")
     expect(chat.get_by_text("No answer:")).to_be_visible()
+    expect(chat.get_by_role("status")).to_have_text("No answer.")
     site.engine.fail_after_tokens = None
     chat.get_by_role("button", name="Regenerate").click()
     expect(chat.get_by_text("No answer:")).to_have_count(0)
     expect(chat.get_by_role("status")).to_have_text("Answer complete.")
+
+
+def test_a_conversation_that_grew_too_long_says_how_to_go_on(chat: Page, site: Site) -> None:
+    ask(chat, "A first question.")
+    site.engine.refuse = EngineRefused(400, "Too many tokens.", code="context_length_exceeded", param="messages")
+    chat.get_by_label("Message", exact=True).fill("A second.")
+    chat.keyboard.press("Enter")
+    expect(chat.get_by_role("article").last).to_contain_text("longer than the model can read. Start a new chat")
+    expect(chat.get_by_role("status")).to_have_text("No answer.")
+    chat.reload()
+    chat.get_by_role("button", name="A first question.", exact=True).click()
+    expect(chat.get_by_role("article").last).to_contain_text("Start a new chat")
+    site.engine.refuse = None
+    chat.get_by_role("button", name="New chat").click()
+    ask(chat, "A second.")
 
 
 def test_chinese_and_the_chosen_colours_are_kept(chat: Page, site: Site) -> None:

@@ -127,6 +127,7 @@ class StubVllm:
         self.may_talk = asyncio.Event()  # while it is not set, chats have begun and do not end
         self.may_talk.set()
         self.broken = 0  # the status that every chat ends with
+        self.blames = "model"  # and the parameter that is to blame
         self.cut: type[httpx.TransportError] | None = None  # how the connection of every chat is lost
         self._numbers = itertools.count(1)
 
@@ -182,7 +183,7 @@ class StubVllm:
             await asyncio.sleep(self.chat_delay_s)
             if self.cut is not None:
                 raise self.cut("cut")
-            return _error(self.broken, "broken") if self.broken else self._chat(body)
+            return _error(self.broken, "broken", self.blames) if self.broken else self._chat(body)
         return self._complete(body)
 
     def _load(self, body: Any) -> httpx.Response:
@@ -273,7 +274,5 @@ class StubVllm:
         return httpx.Response(200, text="".join(f"data: {event}\n\n" for event in events))
 
 
-def _error(status: int, message: str) -> httpx.Response:
-    return httpx.Response(
-        status, json={"error": {"message": message, "type": "Error", "param": "model", "code": status}}
-    )
+def _error(status: int, message: str, param: str = "model") -> httpx.Response:
+    return httpx.Response(status, json={"error": {"message": message, "type": "Error", "param": param, "code": status}})

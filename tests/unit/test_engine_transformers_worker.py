@@ -202,6 +202,13 @@ async def test_refusals_say_why(t5: Served, body: Any, says: str) -> None:
         await t5.client.chat(CHAT, model="v9", version="v", request_id="r")
 
 
+async def test_a_prompt_that_leaves_no_room_has_vllms_code(t5: Served) -> None:
+    with pytest.raises(EngineRefused) as caught:
+        long = {"messages": [{"role": "user", "content": "long " * 40}]}
+        await t5.client.chat(long, model="base", version="v", request_id="r")
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
 async def test_the_workers_methods_are_vllms(t5: Served) -> None:
     assert await t5.client.healthy()
     assert await t5.client.models() == {"base"}

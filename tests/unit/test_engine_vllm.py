@@ -350,6 +350,16 @@ async def test_refusals_of_vllm_are_passed_on(fleet: Fleet) -> None:
     assert isinstance(caught.value, EngineError)
 
 
+@pytest.mark.parametrize("blamed", ["input_tokens", "input_text"])
+async def test_a_prompt_that_leaves_no_room_has_a_code_of_its_own(fleet: Fleet, blamed: str) -> None:
+    fleet.stubs[0].broken, fleet.stubs[0].blames = 400, blamed
+
+    with pytest.raises(EngineRefused) as caught:
+        await fleet.stubs[0].client().chat(CHAT, model="base", version="base", request_id="r")
+
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
 async def test_health_names_what_each_replica_holds(fleet: Fleet, v1: AdapterRef) -> None:
     await fleet.engine.install(v1)
     fleet.down(1)

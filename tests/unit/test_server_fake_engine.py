@@ -68,7 +68,7 @@ async def test_max_tokens_cuts(engine: FakeEngine) -> None:
 async def test_failures(engine: FakeEngine) -> None:
     with pytest.raises(EngineUnavailable):
         await engine.chat(BODY, version="v9", request_id="a")
-    engine.refuse = "no such template"
+    engine.refuse = EngineRefused(400, "no such template")
     with pytest.raises(EngineRefused, match="template"):
         await engine.chat(BODY, version="base", request_id="a")
     engine.refuse = None

@@ -66,7 +66,7 @@ class FakeEngine:
         token_delay_s: pause before each token.
         down: every replica is away; chats raise `EngineUnavailable`.
         fail_after_tokens: a chat breaks down after so many tokens.
-        refuse: the message of a 400 that every chat is refused with.
+        refuse: what every chat is refused with.
         unproven: names whose installation fails its probe.
         aborted: request ids whose generation was stopped early.
         held: the whole model that each replica holds.
@@ -82,7 +82,7 @@ class FakeEngine:
         self.down = True
         self.restarts = 0
         self.fail_after_tokens: int | None = None
-        self.refuse: str | None = None
+        self.refuse: EngineRefused | None = None
         self.unproven: set[str] = set()
         self.aborted: list[str] = []
         self.retired: list[str] = []
@@ -205,7 +205,7 @@ class FakeEngine:
         if not self.is_ready(version):
             raise EngineUnavailable(f"The fake engine does not have {version}.")
         if self.refuse:
-            raise EngineRefused(400, self.refuse)
+            raise self.refuse
 
     async def _draw(self, body: JsonObject, version: str, trace: ChatTrace) -> AsyncIterator[tuple[ChoiceTrace, str]]:
         drawn = 0

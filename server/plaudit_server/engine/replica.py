@@ -28,6 +28,8 @@ PROBE_PRIORITY = 5
 
 _CALL_S = 60.0
 _UNAVAILABLE = 503
+_TOO_LONG = ("input_tokens", "input_text")
+"""What the engines blame where a prompt leaves no room for an answer: no fields of a chat."""
 
 
 class ReplicaClient:
@@ -300,6 +302,8 @@ def _refusal(status: int, content: bytes) -> EngineError:
     if status == _UNAVAILABLE:
         return EngineUnavailable(message)
     if 400 <= status < 500:
+        if param in _TOO_LONG:
+            return EngineRefused(status, message, code="context_length_exceeded", param="messages")
         return EngineRefused(status, message, code=code, param=param)
     return EngineError(message)
 

@@ -34,12 +34,16 @@ export function Spoken({ answer, t, hidden }: { answer: Answer; t: Speak; hidden
   );
 }
 
+/** Why there is no answer. A conversation that has grown too long cannot go on, so say what can. */
+const why = ({ error, code }: Answer, t: Speak): string =>
+  code === "context_length_exceeded" ? t("tooLong") : error || t("offline");
+
 export function Body({ answer, t }: { answer: Answer; t: Speak }) {
   if (answer.state === "failed")
     return (
       <>
         {answer.text && <Markdown text={answer.text} />}
-        <p class="failed">{t("failed", answer.error || t("offline"))}</p>
+        <p class="failed">{t("failed", why(answer, t))}</p>
       </>
     );
   if (!answer.text && answer.state === "streaming") return <p class="thinking">{t("thinking")}</p>;

@@ -18,13 +18,12 @@ function hear(answers: Answer[], chunk: Chunk): void {
   }
 }
 
-function end(answers: Answer[], state: "done" | "stopped" | "failed", error?: string): void {
-  for (const answer of answers) {
-    if (answer.state !== "streaming") continue;
-    answer.state = state;
-    if (error !== undefined) answer.error = error;
-  }
+function end(answers: Answer[], state: "done" | "stopped" | "failed", why: Pick<Answer, "error" | "code"> = {}): void {
+  for (const answer of answers) if (answer.state === "streaming") Object.assign(answer, why, { state });
 }
+
+const reason = (error: unknown): Pick<Answer, "error" | "code"> =>
+  error instanceof ApiError ? { error: error.message, ...(error.code && { code: error.code }) } : {};
 
 async function stream(
   api: Api,
@@ -43,7 +42,7 @@ async function stream(
     end(answers, "done");
   } catch (error) {
     if (signal.aborted) end(answers, "stopped");
-    else end(answers, "failed", error instanceof ApiError ? error.message : "");
+    else end(answers, "failed", reason(error));
   }
   changed();
 }

@@ -87,7 +87,8 @@ export function useDeeds(place: Place): Deeds {
     kept.redraw();
     kept.toEnd();
     await ask(api, kept.current, kept.current.turns.indexOf(turn), into, against, control.signal, kept.changed);
-    say(t(control.signal.aborted ? "stopped" : "finished"));
+    const failed = into.every((answer) => answer.state === "failed");
+    say(t(control.signal.aborted ? "stopped" : failed ? "noAnswer" : "finished"));
     kept.keep();
   };
   return {

@@ -15,6 +15,8 @@ export interface Answer {
   version: string;
   state: State;
   error?: string;
+  /** The server's code of the error, where it has one. */
+  code?: string;
   token?: string | null;
   vote?: Vote;
 }

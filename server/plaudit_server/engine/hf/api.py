@@ -56,7 +56,8 @@ class Generation:
         if room < 1:
             raise BadRequest(
                 f"the prompt has {len(prompt_ids)} tokens; prompt and answer together may have "
-                f"{worker.model.limit} (PLAUDIT_ENGINE_MAX_MODEL_LEN, or the model's own positions)"
+                f"{worker.model.limit} (PLAUDIT_ENGINE_MAX_MODEL_LEN, or the model's own positions)",
+                "input_tokens",
             )
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Emitted]()
 
