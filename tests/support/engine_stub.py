@@ -126,7 +126,7 @@ class StubVllm:
         self.chat_delay_s = 0.0
         self.may_talk = asyncio.Event()  # while it is not set, chats have begun and do not end
         self.may_talk.set()
-        self.broken = 0  # the status that every chat ends with
+        self.broken = 0  # the status that every generation and scoring ends with
         self.blames = "model"  # and the parameter that is to blame
         self.cut: type[httpx.TransportError] | None = None  # how the connection of every chat is lost
         self._numbers = itertools.count(1)
@@ -183,8 +183,9 @@ class StubVllm:
             await asyncio.sleep(self.chat_delay_s)
             if self.cut is not None:
                 raise self.cut("cut")
-            return _error(self.broken, "broken", self.blames) if self.broken else self._chat(body)
-        return self._complete(body)
+        if self.broken:
+            return _error(self.broken, "broken", self.blames)
+        return self._chat(body) if path == "/v1/chat/completions" else self._complete(body)
 
     def _load(self, body: Any) -> httpx.Response:
         name = body["lora_name"]

@@ -360,6 +360,16 @@ async def test_a_prompt_that_leaves_no_room_has_a_code_of_its_own(fleet: Fleet, 
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
+async def test_a_sequence_too_long_to_score_is_not_blamed_on_messages(fleet: Fleet) -> None:
+    fleet.stubs[0].broken, fleet.stubs[0].blames = 400, "input_tokens"
+    sequence = TokenSequence(prompt_ids=[1, 2], response_ids=[3])
+
+    with pytest.raises(EngineRefused) as caught:
+        await fleet.stubs[0].client().score([sequence], model="base", priority=0)
+
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "sequences")
+
+
 async def test_health_names_what_each_replica_holds(fleet: Fleet, v1: AdapterRef) -> None:
     await fleet.engine.install(v1)
     fleet.down(1)

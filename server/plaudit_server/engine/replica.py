@@ -29,7 +29,8 @@ PROBE_PRIORITY = 5
 _CALL_S = 60.0
 _UNAVAILABLE = 503
 _TOO_LONG = ("input_tokens", "input_text")
-"""What the engines blame where a prompt leaves no room for an answer: no fields of a chat."""
+"""What the engines blame where a prompt leaves no room for an answer: no fields of ours."""
+_MESSAGES = "messages"
 
 
 class ReplicaClient:
@@ -187,7 +188,7 @@ class ReplicaClient:
         }
         door = self._beside.scores if priority >= TRAINER_PRIORITY else self._beside.proofs
         async with door.enter():
-            answer = await self._call("POST", "/v1/completions", body, limit_s=None)
+            answer = await self._call("POST", "/v1/completions", body, limit_s=None, prompt_field="sequences")
         choices = answer["choices"]
         if len(choices) != 1:
             raise EngineError(f"the engine gave {len(choices)} answers to one sequence that it was to score")
@@ -201,6 +202,7 @@ class ReplicaClient:
         *,
         limit_s: float | None = _CALL_S,
         request_id: str | None = None,
+        prompt_field: str = _MESSAGES,
     ) -> dict[str, Any]:
         content = None if body is None else orjson.dumps(body)
         try:
@@ -208,7 +210,7 @@ class ReplicaClient:
         except Unreachable as error:
             raise _unreachable(error) from error
         if not _is_success(reply.status):
-            raise _refusal(reply.status, reply.content)
+            raise _refusal(reply.status, reply.content, prompt_field)
         return read_json(reply.content) if reply.content[:1] == b"{" else {}
 
 
@@ -289,8 +291,11 @@ def _unreachable(error: Unreachable) -> EngineUnavailable:
     return EngineUnavailable(f"The engine cannot be reached ({error}); try again shortly.")
 
 
-def _refusal(status: int, content: bytes) -> EngineError:
-    """vLLM's error answer as ours. Its two shapes: OpenAI's, and FastAPI's `detail`."""
+def _refusal(status: int, content: bytes, prompt_field: str = _MESSAGES) -> EngineError:
+    """vLLM's error answer as ours. Its two shapes: OpenAI's, and FastAPI's `detail`.
+
+    `prompt_field` is what our caller gave the prompt in.
+    """
     message, param, code = f"the engine answered {status}", None, None
     with contextlib.suppress(orjson.JSONDecodeError):
         body = orjson.loads(content)
@@ -303,7 +308,7 @@ def _refusal(status: int, content: bytes) -> EngineError:
         return EngineUnavailable(message)
     if 400 <= status < 500:
         if param in _TOO_LONG:
-            return EngineRefused(status, message, code="context_length_exceeded", param="messages")
+            return EngineRefused(status, message, code="context_length_exceeded", param=prompt_field)
         return EngineRefused(status, message, code=code, param=param)
     return EngineError(message)
 
