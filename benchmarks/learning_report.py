@@ -100,7 +100,8 @@ def aims(nested: dict[str, Any], found: Leads) -> dict[str, Any]:
                 "met": gain[0] >= wanted,
                 "first": "ppo" if closest is None or ahead[closest][0] >= 0 else closest,
                 "beside": sorted(ahead),
-                "ppo_first_or_within": all(high >= 0 for _, _, high in ahead.values()) if ahead else None,
+                "behind": (behind := sorted(other for other, (_, _, high) in ahead.items() if high < 0)),
+                "ppo_first_or_within": not behind if ahead else None,
             }
     return verdicts
 
@@ -159,7 +160,9 @@ def show(result: dict[str, Any], console: Console) -> None:
 def _place(verdict: dict[str, Any]) -> str:
     if verdict["ppo_first_or_within"] is None:
         return "no other learner to compare ppo with"
-    where = "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {verdict['first']}"
+    where = (
+        "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {', '.join(verdict['behind'])}"
+    )
     return f"ppo {where}, beside {', '.join(verdict['beside'])}"
 
 

@@ -159,7 +159,7 @@ def test_a_question_survives_its_file() -> None:
 
 def cell(taste: str, learner: str, seed: int, votes: int, new: int) -> learning_report.Cell:
     """Base is liked in 2 of 10 answers, the new version in `new` of 10."""
-    asked = [question([1, 1] + [0] * 8, [1] * new + [0] * (10 - new))] * 20
+    asked = [question([1, 1] + [0] * 8, [1] * new + [0] * (10 - new), str(number)) for number in range(20)]
     return {
         "taste": taste,
         "learner": learner,
@@ -191,6 +191,7 @@ def test_figures_are_named_by_taste_learner_and_votes() -> None:
         "met": True,
         "first": "kto",
         "beside": ["kto"],
+        "behind": ["kto"],
         "ppo_first_or_within": False,
     }
 
@@ -212,6 +213,19 @@ def test_the_lead_of_ppo_is_over_what_both_were_measured_on() -> None:
 def test_an_aim_that_is_missed_is_said_to_be() -> None:
     cells = [cell("number", "ppo", 0, 512, 4)]
     assert learning_report.report(cells, [])["aims"]["number.512"]["met"] is False
+
+
+def test_behind_is_who_is_so_for_certain_not_who_is_furthest_from_the_first() -> None:
+    """One seed's wide interval reaches 0 where the lead of three does not."""
+    ppo = [cell("number", "ppo", s, 512, 5) for s in range(3)]
+    kto = [cell("number", "kto", s, 512, 6) for s in range(3)]
+    good, bad = (cell("number", "reinforce", 0, 512, new) for new in (10, 2))
+    mixed = good | {"questions": good["questions"][:11] + bad["questions"][11:]}
+    result = learning_report.report([*ppo, *kto, mixed], [])
+    assert result["aims"]["number.512"] | {"first": "reinforce", "behind": ["kto"]} == result["aims"]["number.512"]
+    console = Console(record=True, width=160)
+    learning_report.show(result, console)
+    assert "ppo behind kto, beside kto, reinforce" in console.export_text()
 
 
 def test_nobody_is_first_alone() -> None:
