@@ -94,13 +94,14 @@ def aims(nested: dict[str, Any], found: Leads) -> dict[str, Any]:
             if gain is None or nested["base_rate"][taste]["ppo"][votes] >= 0.5:
                 continue
             ahead = {other: lead[votes][taste] for other, lead in found.items() if taste in lead.get(votes, {})}
+            behind = sorted(other for other, (_, _, high) in ahead.items() if high < 0)
             closest = min(ahead, key=lambda other: ahead[other][0], default=None)
             verdicts[f"{taste}.{votes}"] = {
                 "wanted": wanted,
                 "met": gain[0] >= wanted,
                 "first": "ppo" if closest is None or ahead[closest][0] >= 0 else closest,
                 "beside": sorted(ahead),
-                "behind": (behind := sorted(other for other, (_, _, high) in ahead.items() if high < 0)),
+                "behind": behind,
                 "ppo_first_or_within": not behind if ahead else None,
             }
     return verdicts
@@ -160,9 +161,8 @@ def show(result: dict[str, Any], console: Console) -> None:
 def _place(verdict: dict[str, Any]) -> str:
     if verdict["ppo_first_or_within"] is None:
         return "no other learner to compare ppo with"
-    where = (
-        "first or within its interval" if verdict["ppo_first_or_within"] else f"behind {', '.join(verdict['behind'])}"
-    )
+    behind = ", ".join(verdict["behind"])
+    where = f"behind {behind}" if behind else "first or within its interval"
     return f"ppo {where}, beside {', '.join(verdict['beside'])}"
 
 

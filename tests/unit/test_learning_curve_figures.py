@@ -215,7 +215,7 @@ def test_an_aim_that_is_missed_is_said_to_be() -> None:
     assert learning_report.report(cells, [])["aims"]["number.512"]["met"] is False
 
 
-def test_behind_is_who_is_so_for_certain_not_who_is_furthest_from_the_first() -> None:
+def test_ppo_is_behind_who_is_certainly_ahead_not_who_is_furthest_ahead() -> None:
     """One seed's wide interval reaches 0 where the lead of three does not."""
     ppo = [cell("number", "ppo", s, 512, 5) for s in range(3)]
     kto = [cell("number", "kto", s, 512, 6) for s in range(3)]
