@@ -27,10 +27,12 @@ class Cells:
 
     Args:
         work: folder of this machine's runs.
+        samples: answers to each held-out question; a cell that has another number of them does not count either.
         kept: file of `keep`; None: neither read nor written.
     """
 
     work: Path
+    samples: int
     kept: Path | None = None
 
     def file(self, name: str) -> Path:
@@ -42,7 +44,7 @@ class Cells:
         own = [json.loads(self.file(name).read_text(encoding="utf-8"))] if self.file(name).is_file() else []
         kept = self._kept().get(name)
         wanted = json.loads(json.dumps(settings))
-        return next((c for c in (*own, *([kept] if kept else [])) if _made_with(c["settings"], wanted)), None)
+        return next((c for c in (*own, *([kept] if kept else [])) if self._counts(c, wanted)), None)
 
     def write(self, name: str, cell: Cell) -> None:
         """Add a measurement of this machine."""
@@ -58,6 +60,10 @@ class Cells:
         draft = self.kept.with_suffix(".draft")
         draft.write_text(text, encoding="utf-8")
         draft.replace(self.kept)  # whole or not at all: what is in it took hours
+
+    def _counts(self, cell: Cell, wanted: dict[str, Any]) -> bool:
+        answers = {len(question["new"]) for question in cell["questions"]}
+        return answers == {self.samples} and _made_with(cell["settings"], wanted)
 
     def _kept(self) -> dict[str, Cell]:
         if self.kept is None or not self.kept.is_file():

@@ -9,7 +9,7 @@ serving version answers questions never learnt on. Every learner hears the same 
 first round, where base answers, also the same answers; from then on each is voted on for its own, as it would be live.
 Trainer settings are taken from `PLAUDIT_TRAINER_*`; the same hold for every learner, but for `--lr`. What was measured
 is kept beside the results (`learning_curve.cells.jsonl`), so that another machine adds to it; a cell counts only while
-the settings are those it was made with.
+the settings, and `--samples`, are those it was made with.
 
 Of ten answers users rate one. The other nine are not drawn: no learner here learns from silence.
 """
@@ -50,7 +50,6 @@ class Plan:
     votes: Sequence[int]
     votes_a_round: int = 128
     asked_twice: float = 0.75
-    samples: int = 4
     tokens: int = 64
     parts: Sequence[str] = ("",)
     lr: Mapping[str, float] = field(default_factory=dict)
@@ -154,7 +153,6 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
         votes=chosen.votes,
         votes_a_round=chosen.votes_a_round,
         asked_twice=chosen.asked_twice,
-        samples=chosen.samples,
         tokens=chosen.tokens,
         parts=chosen.cells,
         lr=chosen.lr,
@@ -178,7 +176,7 @@ def main(given: Sequence[str] | None = None) -> int:
         model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "learning_curve")
         if not chosen.report:
             runs = [plan.piece(unit, model) for unit in plan.runs()]
-            pieces.play(runs, cells=there, samples=chosen.samples, minutes=chosen.minutes)
+            pieces.play(runs, cells=there, minutes=chosen.minutes)
     except (ValueError, ChangedSettings) as error:
         print(error, file=sys.stderr)
         return 2

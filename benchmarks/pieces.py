@@ -50,7 +50,7 @@ class Budget:
         return self.until is None or time.monotonic() + self.expected(kind) < self.until
 
 
-def play(pieces: Sequence[Piece], *, cells: Cells, samples: int, minutes: float | None) -> bool:
+def play(pieces: Sequence[Piece], *, cells: Cells, minutes: float | None) -> bool:
     """Play what is missing, as far as the time allows. Answers whether everything is there."""
     todo = [piece for piece in pieces if len(found(piece, cells)) < len(piece.cells)]
     if not todo:
@@ -60,10 +60,10 @@ def play(pieces: Sequence[Piece], *, cells: Cells, samples: int, minutes: float 
     for place, piece in enumerate(todo):
         run = OnlineRun(cells.work / "runs" / piece.name, piece.rules, engine)
         for rounds, cell in sorted(piece.cells.items()):
-            if not _reach(run, rounds, samples, budget, todo[place:]):
+            if not _reach(run, rounds, cells.samples, budget, todo[place:]):
                 print("stopped by --minutes; the same command goes on from here", flush=True)
                 return False
-            cells.write(cell, run.cell(rounds, samples))
+            cells.write(cell, run.cell(rounds, cells.samples))
     return True
 
 
@@ -122,7 +122,7 @@ def common_arguments(name: str, description: str | None) -> argparse.ArgumentPar
 
 def cells_of(chosen: argparse.Namespace, benchmark: str) -> Cells:
     """The cells that a command line is about."""
-    return Cells(chosen.work, None if chosen.no_write else kept_file(benchmark))
+    return Cells(chosen.work, chosen.samples, None if chosen.no_write else kept_file(benchmark))
 
 
 def names(text: str) -> list[str]:

@@ -50,7 +50,6 @@ class Plan:
     rounds: int = 8
     votes_a_round: int = 128
     asked_twice: float = 0.75
-    samples: int = 4
     tokens: int = 64
 
     def units(self) -> Iterator["Unit"]:
@@ -179,7 +178,6 @@ def main(given: Sequence[str] | None = None) -> int:
         arms=chosen.arms,
         rounds=chosen.rounds,
         votes_a_round=chosen.votes_a_round,
-        samples=chosen.samples,
         tokens=chosen.tokens,
     )
     try:
@@ -187,7 +185,7 @@ def main(given: Sequence[str] | None = None) -> int:
         model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "staleness")
         if not chosen.report:
             runs = [plan.piece(unit, model) for unit in plan.units()]
-            pieces.play(runs, cells=there, samples=chosen.samples, minutes=chosen.minutes)
+            pieces.play(runs, cells=there, minutes=chosen.minutes)
     except (ValueError, ChangedSettings) as error:
         print(error, file=sys.stderr)
         return 2

@@ -242,7 +242,7 @@ def test_the_learning_curve_stops_and_goes_on(
     assert learning_curve.main(command) == 0
     said = capsys.readouterr().out
     assert "missing" not in said and "h left" in said
-    first = Cells(tmp_path).file("you.ppo.24.s0")
+    first = Cells(tmp_path, 1).file("you.ppo.24.s0")
     cell = json.loads(first.read_text())
     assert len(cell["rounds"]) == 1 and len(cell["questions"]) == 50 and cell["settings"]["config"]["lr"] == 1e-2
     stamp = first.stat().st_mtime_ns
@@ -256,7 +256,7 @@ def test_the_staleness_table(
     assert staleness.main(quickly("--quick")) == 0
     said = capsys.readouterr().out
     assert "decoupled" in said and "naive" in said and "missing" not in said
-    cell = json.loads(Cells(tmp_path / "quick").file("number.lag1.naive.s0").read_text())
+    cell = json.loads(Cells(tmp_path / "quick", 1).file("number.lag1.naive.s0").read_text())
     assert [r["spoke"] for r in cell["rounds"]] == [BASE, BASE]
     assert [r["parent"] for r in cell["rounds"]] == [BASE, "v1"]
     assert cell["settings"]["config"]["rollout_prompts"] == 0

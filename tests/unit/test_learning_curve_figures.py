@@ -272,7 +272,7 @@ def made(lr: float, new: int) -> learning_report.Cell:
 
 def test_cells_kept_by_one_machine_are_found_on_the_next_and_its_own_come_first(tmp_path: Path) -> None:
     kept = tmp_path / "results" / "kept.jsonl"
-    one, other = Cells(tmp_path / "one", kept), Cells(tmp_path / "other", kept)
+    one, other = Cells(tmp_path / "one", 10, kept), Cells(tmp_path / "other", 10, kept)
     one.write("a", made(1, new=5))
     first = one.read("a", made(1, 0)["settings"])
     assert first == made(1, new=5)
@@ -282,12 +282,12 @@ def test_cells_kept_by_one_machine_are_found_on_the_next_and_its_own_come_first(
     assert other.read("a", first["settings"]) == made(1, new=9)
     other.keep([("a", made(1, new=9))])
     assert [json.loads(line)["name"] for line in kept.read_text().splitlines()] == ["a", "b"]
-    assert Cells(tmp_path / "third", kept).read("a", first["settings"]) == made(1, new=9)
-    assert Cells(tmp_path / "third").read("a", first["settings"]) is None  # not asked for
+    assert Cells(tmp_path / "third", 10, kept).read("a", first["settings"]) == made(1, new=9)
+    assert Cells(tmp_path / "third", 10).read("a", first["settings"]) is None  # not asked for
 
 
 def test_cells_made_with_other_settings_do_not_count(tmp_path: Path) -> None:
-    there = Cells(tmp_path, tmp_path / "kept.jsonl")
+    there = Cells(tmp_path, 10, tmp_path / "kept.jsonl")
     there.keep([("a", made(1, new=5))])
     there.write("a", made(2, new=5))
     assert there.read("a", made(1, 0)["settings"]) == made(1, new=5)  # the kept one
@@ -295,8 +295,15 @@ def test_cells_made_with_other_settings_do_not_count(tmp_path: Path) -> None:
     assert there.read("a", made(3, 0)["settings"]) is None
 
 
+def test_cells_of_fewer_answers_to_a_question_do_not_count(tmp_path: Path) -> None:
+    settings = made(1, 0)["settings"]
+    Cells(tmp_path, 10).write("a", made(1, new=5))
+    assert Cells(tmp_path, 10).read("a", settings) is not None
+    assert Cells(tmp_path, 20).read("a", settings) is None
+
+
 def test_a_setting_that_came_later_is_not_compared_and_one_that_went_is(tmp_path: Path) -> None:
-    there, now = Cells(tmp_path), made(1, 0)["settings"]
+    there, now = Cells(tmp_path, 10), made(1, 0)["settings"]
     there.write("a", made(1, new=5))
     assert there.read("a", now | {"config": now["config"] | {"later": 7}}) == made(1, new=5)
     assert there.read("a", now | {"config": {"algorithm": "ppo", "seed": 0}}) is None
