@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning_curve --minutes 60          # go on for an hour; again, until nothing is left
     python -m benchmarks.learning_curve --report              # the table of what there is
+    python -m benchmarks.learning_curve --samples 8 --votes 1024 --result learning_curve.eight   # judged anew
 
 Each run plays the product's loop: rounds of 128 votes on answers of the version that serves, 10 % of the votes
 false, the gate active, the next round begun from the newest version that passed. After 128, 512 and 1,024 votes the
@@ -173,7 +174,7 @@ def main(given: Sequence[str] | None = None) -> int:
         quick(chosen)
     try:
         plan = plan_of(chosen)
-        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "learning_curve")
+        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen)
         if not chosen.report:
             runs = [plan.piece(unit, model) for unit in plan.runs()]
             pieces.play(runs, cells=there, minutes=chosen.minutes)
@@ -189,7 +190,7 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     if not chosen.no_write and found:
         there.keep(found)
-        console.print(f"written: {write_result('learning_curve', result)}", highlight=False)
+        console.print(f"written: {write_result(chosen.result, result)}", highlight=False)
     return 0
 
 

@@ -116,13 +116,14 @@ def common_arguments(name: str, description: str | None) -> argparse.ArgumentPar
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--minutes", type=float, help="begin no step that would end later than this")
     parser.add_argument("--report", action="store_true", help="only the table of the cells that exist")
-    parser.add_argument("--no-write", action="store_true", help=f"neither read nor write benchmarks/results/{name}.*")
+    parser.add_argument("--result", default=name, help="what is measured is kept as benchmarks/results/RESULT.*")
+    parser.add_argument("--no-write", action="store_true", help="neither read nor write benchmarks/results/RESULT.*")
     return parser
 
 
-def cells_of(chosen: argparse.Namespace, benchmark: str) -> Cells:
+def cells_of(chosen: argparse.Namespace) -> Cells:
     """The cells that a command line is about."""
-    return Cells(chosen.work, chosen.samples, None if chosen.no_write else kept_file(benchmark))
+    return Cells(chosen.work, chosen.samples, None if chosen.no_write else kept_file(chosen.result))
 
 
 def names(text: str) -> list[str]:

@@ -182,7 +182,7 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     try:
         pieces.known(chosen.arms, ARMS)
-        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen, "staleness")
+        model, there = chosen.model or bundled_model(), pieces.cells_of(chosen)
         if not chosen.report:
             runs = [plan.piece(unit, model) for unit in plan.units()]
             pieces.play(runs, cells=there, minutes=chosen.minutes)
@@ -198,7 +198,7 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     if not chosen.no_write and found:
         there.keep((unit.name, cell) for unit, cell in found.items())
-        console.print(f"written: {write_result('staleness', result)}", highlight=False)
+        console.print(f"written: {write_result(chosen.result, result)}", highlight=False)
     return 0
 
 

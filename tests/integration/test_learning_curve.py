@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import judging, learning_curve, staleness
+from benchmarks import judging, learning_curve, pieces, staleness
 from benchmarks.cells import Cells
 from benchmarks.online import ChangedSettings, OnlineRun, Rules, judge
 from benchmarks.simulation import BASE, Clock, Crowd, LocalEngine
@@ -248,6 +248,29 @@ def test_the_learning_curve_stops_and_goes_on(
     stamp = first.stat().st_mtime_ns
     assert learning_curve.main(command) == 0  # nothing is done twice
     assert first.stat().st_mtime_ns == stamp and "round" not in capsys.readouterr().out
+
+
+def test_more_answers_judge_the_same_run_under_a_name_of_their_own(
+    quickly: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(pieces, "kept_file", lambda name: tmp_path / f"{name}.cells.jsonl")
+    monkeypatch.setattr(learning_curve, "write_result", lambda name, _: written.append(name))
+    command = quickly("--tastes", "you", "--learners", "ppo", "--seeds", "0", "--votes", "24", "--votes-a-round", "24")
+    assert learning_curve.main([*command, "--samples", "1"]) == 0
+    assert "round 1" in capsys.readouterr().out
+    assert learning_curve.main([*command, "--samples", "2", "--result", "two"]) == 0
+    said = capsys.readouterr().out
+    assert "round 1" not in said and "missing" not in said
+    assert written == ["learning_curve", "two"]
+    for answers, name in enumerate(written, 1):
+        (row,) = map(json.loads, (tmp_path / f"{name}.cells.jsonl").read_text().splitlines())
+        assert {len(question["new"]) for question in row["questions"]} == {answers}
+    assert learning_curve.main([*command, "--samples", "1", "--report"]) == 0
+    assert "missing" not in capsys.readouterr().out  # the first measurement is still there
 
 
 def test_the_staleness_table(
