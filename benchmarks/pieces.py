@@ -112,7 +112,7 @@ def common_arguments(name: str, description: str | None) -> argparse.ArgumentPar
     parser.add_argument("--work", type=Path, default=default_work(name), help="runs, cells and answers are kept here")
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--votes-a-round", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=4, help="answers to each held-out question")
+    parser.add_argument("--samples", type=int, default=8, help="answers to each held-out question; 2 were too few")
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--minutes", type=float, help="begin no step that would end later than this")
     parser.add_argument("--report", action="store_true", help="only the table of the cells that exist")
