@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning_curve --minutes 60          # go on for an hour; again, until nothing is left
     python -m benchmarks.learning_curve --report              # the table of what there is
-    python -m benchmarks.learning_curve --samples 8 --votes 1024 --result learning_curve.eight   # judged anew
+    python -m benchmarks.learning_curve --samples 16 --result NAME   # the same runs judged anew, kept beside the first
 
 Each run plays the product's loop: rounds of 128 votes on answers of the version that serves, 10 % of the votes
 false, the gate active, the next round begun from the newest version that passed. After 128, 512 and 1,024 votes the
