@@ -5,6 +5,8 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
+# Of the end-to-end tests; each process has up to three engines. One needs half the memory and half as long again.
+E2E_PROCESSES ?= 2
 
 .PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations docs pictures e2e e2e-postgres demo bench bench-rollout chaos lock clean
 
@@ -59,7 +61,7 @@ pages-test: setup pages ## the pages and the web component in a real Chromium, o
 
 e2e: setup pages ## real vLLM, real model, real processes, a real Chromium
 	@tests/pages/chromium.sh
-	$(PY) -m pytest tests/e2e --durations=12
+	$(PY) -m pytest -n $(E2E_PROCESSES) --no-loadscope-reorder tests/e2e --durations=12
 
 e2e-postgres: setup pages ## the end-to-end tests of whole services once more, on a real PostgreSQL; not part of make test, where test_fleet has one
 	TESTS_STORE=postgres $(PY) -m pytest tests/e2e/test_loop.py tests/e2e/test_chaos.py tests/e2e/test_people.py --durations=12
