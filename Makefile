@@ -5,7 +5,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 # One process a core; more threads than that would only wait for each other (torch's, on tiny models, cost fivefold).
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --durations=20 --durations-min=5
-# Of the end-to-end tests; each process has up to three engines. One needs half the memory and half as long again.
+# Of the end-to-end tests; each has up to two engines. One needs less memory, and half as long again or more.
 E2E_PROCESSES ?= 2
 
 .PHONY: help setup pages pages-test run test check fix unit integration contract clients integrations docs pictures e2e e2e-postgres demo bench bench-rollout chaos lock clean

@@ -32,7 +32,7 @@ class Host:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.state_file = folder / "state.json"
         command = [sys.executable, "-m", "tests.support.engine_host", str(folder), arguments[0], str(self.state_file)]
-        self.process = subprocess.Popen([*command, *arguments[1:]], cwd=Path(__file__).parents[2])
+        self.process = subprocess.Popen([*command, *arguments[1:]], cwd=Path(__file__).parents[3])
 
     def state(self) -> dict[str, Any]:
         try:
