@@ -1,6 +1,6 @@
 """What end-to-end tests share: the bundled model, unpacked once.
 
-Two processes play them (`make e2e`): half of the time an engine only starts, on one core. A module stays in one
+Two processes play them (`make e2e`), for an engine starts on one core, and much is waiting. A module stays in one
 process, and so does the folder `engine`, whose tests ask one vLLM; the longest come first, or one would run on alone.
 """
 

@@ -159,7 +159,7 @@ def test_nothing_acknowledged_is_lost_nothing_is_trained_twice_and_the_loop_goes
     users = Users(stack, SEED)
     users.start()
     try:
-        # A kill before the first of them leaves nothing to rate while the engine is away.
+        # Without one, there is nothing to rate while the engine is away; a second may be about to get its vote.
         wait_for("answers that wait for their vote", lambda: len(users.unrated()) > 1, seconds=60)
         for number, victim in enumerate(order, 1):
             if dice.random() < 0.6:  # else the kill may strike while the last one is still being mended
